@@ -251,7 +251,8 @@ impl<'a> Claims<'a> {
     pub fn decide(&self, claim: Claim, from: Fate, to: Fate) -> bool {
         let old = control(claim.position, from, claim.cells, claim.owner);
         let new = control(claim.position, to, claim.cells, claim.owner);
-        self.word(claim.position).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        // Sequentially consistent, because a commit is followed by a look at whether the consumer sleeps.
+        self.word(claim.position).compare_exchange(old, new, Ordering::SeqCst, Ordering::Acquire).is_ok()
     }
 
     /// Looks at the record that begins at `position`, which must be the head or the end of the record before it.

@@ -82,8 +82,10 @@ pub struct Header {
     pub attached: AtomicU64,
     /// Tells the shim to switch one hook off, for tests of the tests: index + 1 in the hook table, 0 for none.
     pub mutant: AtomicU32,
+    /// Slot number + 1 of the replayer's sequencer, whose life word tells whether the replayer lives; 0 for none.
+    pub replayer_slot: AtomicU32,
     /// Keeps the size fixed.
-    pub reserved: [AtomicU32; 3],
+    pub reserved: [AtomicU32; 2],
 }
 
 /// A thread that writes records.

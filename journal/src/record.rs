@@ -225,7 +225,9 @@ impl<'a> Record<'a> {
         }
         let named = !path1.is_empty();
         let ok = match kind {
-            Kind::Create | Kind::Bind | Kind::MakeDirectory | Kind::MakeNode | Kind::Unlink | Kind::RemoveDirectory => named,
+            Kind::Create | Kind::Bind | Kind::MakeDirectory | Kind::MakeNode | Kind::Unlink | Kind::RemoveDirectory => {
+                named
+            }
             Kind::Link => is_relative(path2) && !path2.is_empty(),
             Kind::Rename => named && is_relative(path2) && !path2.is_empty(),
             Kind::SymbolicLink => named && !path2.is_empty() && !path2.contains(&0),
@@ -258,14 +260,22 @@ impl<'a> Record<'a> {
 
     /// Access and modification time of [`Kind::Attributes`], as (seconds, nanoseconds).
     pub fn times(&self) -> Option<[(i64, u32); 2]> {
-        let word = |at: usize| Some((i64::from_le_bytes(self.data.get(at..at + 8)?.try_into().ok()?), u32::from_le_bytes(self.data.get(at + 8..at + 12)?.try_into().ok()?)));
+        let word = |at: usize| {
+            Some((
+                i64::from_le_bytes(self.data.get(at..at + 8)?.try_into().ok()?),
+                u32::from_le_bytes(self.data.get(at + 8..at + 12)?.try_into().ok()?),
+            ))
+        };
         Some([word(0)?, word(12)?])
     }
 }
 
 /// True for a path below the primary in the one spelling that records use; the empty path is the primary itself.
 pub fn is_relative(path: &[u8]) -> bool {
-    path.is_empty() || path.split(|byte| *byte == b'/').all(|name| !name.is_empty() && name != b"." && name != b".." && name.len() <= 255 && !name.contains(&0))
+    path.is_empty()
+        || path
+            .split(|byte| *byte == b'/')
+            .all(|name| !name.is_empty() && name != b"." && name != b".." && name.len() <= 255 && !name.contains(&0))
 }
 
 #[cfg(all(test, not(loom)))]
@@ -273,7 +283,13 @@ mod tests {
     use super::*;
 
     fn header(kind: Kind, path1: usize, path2: usize, data: usize) -> Header {
-        Header { kind: kind as u8, path1_bytes: path1 as u16, path2_bytes: path2 as u16, data_bytes: data as u32, ..Header::default() }
+        Header {
+            kind: kind as u8,
+            path1_bytes: path1 as u16,
+            path2_bytes: path2 as u16,
+            data_bytes: data as u32,
+            ..Header::default()
+        }
     }
 
     #[test]
@@ -294,7 +310,10 @@ mod tests {
     #[test]
     fn lengths_beyond_the_payload_are_refused() {
         assert_eq!(Record::parse(header(Kind::Write, 0, 0, 10), b"short"), Err(Malformed::Length));
-        assert_eq!(Record::parse(header(Kind::Write, 0xffff, 0xffff, u32::MAX as usize), b"short"), Err(Malformed::Length));
+        assert_eq!(
+            Record::parse(header(Kind::Write, 0xffff, 0xffff, u32::MAX as usize), b"short"),
+            Err(Malformed::Length)
+        );
     }
 
     #[test]
