@@ -1,3 +1,6 @@
 //! The command `lockstep`: wraps programs, replays their changes to mirrors, and tells how it goes.
 
+mod exit;
+mod set;
+
 fn main() {}
