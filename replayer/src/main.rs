@@ -1,6 +1,7 @@
 //! The command `lockstep`: wraps programs, replays their changes to mirrors, and tells how it goes.
 
 mod exit;
+mod library;
 mod ring_file;
 mod set;
 
