@@ -363,7 +363,7 @@ mod of_the_comparer {
             ("content", |root| fs::write(root.join("d/f"), b"Content").expect("write")),
             ("size", |root| fs::write(root.join("d/f"), b"contents").expect("write")),
             ("mode", |root| fs::set_permissions(root.join("d"), fs::Permissions::from_mode(0o701)).expect("chmod")),
-            ("missing", |root| fs::remove_file(root.join("s")).expect("unlink")),
+            ("missing", |root| fs::remove_file(root.join("h")).expect("unlink")),
             ("extra", |root| fs::write(root.join("new"), b"").expect("write")),
             ("target", |root| {
                 fs::remove_file(root.join("s")).expect("unlink");
