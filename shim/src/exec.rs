@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::readable::{is_readable, string};
 use crate::state;
-use crate::sys::{is_error, syscall};
+use crate::sys::{error, is_error, syscall};
 
 /// The variable that the loader reads.
 const PRELOAD: &[u8] = b"LD_PRELOAD=";
@@ -46,8 +46,10 @@ pub unsafe fn with_environment(
     call: &mut dyn FnMut(Environment) -> isize,
 ) -> isize {
     // SAFETY: the caller's promise.
-    match unsafe { Plan::of(environment, library) } {
-        Some(plan) if plan.is_needed => plan.carry_out(call),
+    let plan = unsafe { Plan::of(environment, library) }.filter(|plan| plan.is_needed);
+    match plan.map(|plan| plan.carry_out(call)) {
+        // What we add may be what was too much: the program runs, and isn't followed.
+        Some(result) if result != error(libc::E2BIG) => result,
         _ => call(environment),
     }
 }
