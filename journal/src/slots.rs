@@ -88,6 +88,22 @@ impl Ring {
         Some(settled)
     }
 
+    /// Settles what the calling thread's own slot still holds of operations that can't end any more: a child of
+    /// vfork(2) was killed in one, or a signal handler has jumped out of one.
+    ///
+    /// The caller is inside no operation and holds no lock.
+    pub fn settle_own(&self, me: Owner) {
+        let Some(slot) = self.slot(me) else { return };
+        let settled = self.claims().settle_dead(me);
+        let header = self.header();
+        header.dropped.fetch_add(settled.dropped, Ordering::Relaxed);
+        header.repairs.fetch_add(settled.repairs, Ordering::Relaxed);
+        self.free_locks_of(me);
+        slot.nested.store(0, Ordering::Relaxed);
+        slot.inside.store(0, Ordering::SeqCst);
+        self.wake_consumer();
+    }
+
     /// Settles every dead slot; returns how many. The replayer calls this now and then.
     pub fn sweep(&self, me: Owner) -> u32 {
         let mut swept = 0;

@@ -1,14 +1,15 @@
-//! Programs that begin: exec in its three forms, and fork.
+//! Programs that begin: exec in its three forms, fork and vfork.
 //!
-//! vfork needs no hook: its child borrows our memory and its parent's slot, like any code of the parent thread, which
-//! sleeps meanwhile; and what it runs is announced by its exec under the child's own number. Nor does posix_spawn,
-//! which ends in libc's execve. Replacing vfork by fork would be visible: children report a failed exec through
-//! memory that they share with their parent, and a fork copies the page tables of large programs.
+//! vfork stays what it is. Its child borrows the memory and the slot of its parent, like any other code of the parent's
+//! thread, which sleeps meanwhile; what it runs is announced by its exec under the child's own number. To make it a fork
+//! would be visible: children report a failed exec through memory that they share with their parent, and a fork
+//! copies the page tables of large programs. posix_spawn needs nothing: it ends in libc's execve.
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::Ordering;
 
+use journal::Ring;
 use journal::processes::Reason;
 use journal::sys::process_id;
 
@@ -17,6 +18,7 @@ use crate::exec::{Environment, Library, with_environment};
 use crate::readable::string;
 use crate::state;
 use crate::sys::{HERE, descriptor_path, error, is_error, now_ns, read_link, syscall};
+use crate::thread::slot;
 
 /// Registers what a forked child has to do. Called by the constructor.
 pub fn prepare() {
@@ -47,6 +49,96 @@ fn attach_again() {
     let mut program = [0; 256];
     let length = read_link(HERE, c"/proc/self/exe".as_ptr(), &mut program).unwrap_or(0);
     ring.attach_process(process_id(), program.get(..length).unwrap_or_default(), now_ns());
+}
+
+/// vfork(2).
+///
+/// The child returns through the parent's frames and overwrites the return address on the stack, so it is kept in a
+/// register, as glibc keeps it: the parent finds its registers as they were at the system call.
+///
+/// # Safety
+/// As for vfork(2): the child only calls exec or `_exit`, and doesn't return from the function that called.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+pub unsafe extern "C" fn vfork() -> c_int {
+    core::arch::naked_asm!(
+        "sub rsp, 8",
+        "call {before}",
+        "add rsp, 8",
+        "mov esi, eax",
+        "pop rdi",
+        "mov eax, {number}",
+        "syscall",
+        "push rdi",
+        "test eax, eax",
+        "jz 2f",
+        "mov rdi, rax",
+        "sub rsp, 8",
+        "call {after}",
+        "add rsp, 8",
+        "2:",
+        "ret",
+        before = sym before_vfork,
+        after = sym after_vfork,
+        number = const libc::SYS_vfork,
+    )
+}
+
+/// vfork(2): clone(2) with `CLONE_VM | CLONE_VFORK | SIGCHLD` on this architecture.
+///
+/// # Safety
+/// As for vfork(2): the child only calls exec or `_exit`, and doesn't return from the function that called.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+pub unsafe extern "C" fn vfork() -> c_int {
+    core::arch::naked_asm!(
+        "hint 36",
+        "stp x29, x30, [sp, -16]!",
+        "bl {before}",
+        "ldp x29, x30, [sp], 16",
+        "mov w9, w0",
+        "mov x0, {flags}",
+        "mov x1, 0",
+        "mov x2, 0",
+        "mov x3, 0",
+        "mov x4, 0",
+        "mov x8, {number}",
+        "svc 0",
+        "cbz x0, 2f",
+        "mov w1, w9",
+        "b {after}",
+        "2:",
+        "ret",
+        before = sym before_vfork,
+        after = sym after_vfork,
+        flags = const libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+        number = const libc::SYS_clone,
+    )
+}
+
+/// Takes the thread's slot, so that the child doesn't take it in its own name; true when the thread is inside an
+/// operation: then vfork is called by a signal handler.
+extern "C" fn before_vfork() -> bool {
+    let inside = |ring: &Ring| Some(ring.slot(slot(ring)?)?.inside.load(Ordering::Relaxed) != 0);
+    state::ring().and_then(inside).unwrap_or(false)
+}
+
+/// In the parent, when the child has let go of its memory: if it was killed inside an operation, that is settled now,
+/// since others may be waiting for its locks. Returns what vfork returns.
+extern "C" fn after_vfork(result: isize, was_inside: bool) -> c_int {
+    if is_error(result) {
+        // SAFETY: the address of this thread's `errno`.
+        unsafe { *libc::__errno_location() = -result as c_int };
+        return -1;
+    }
+    if !was_inside
+        && let Some(ring) = state::ring()
+        && let Some(me) = slot(ring)
+        && ring.slot(me).is_some_and(|slot| slot.inside.load(Ordering::Relaxed) != 0)
+    {
+        ring.settle_own(me);
+    }
+    result as c_int
 }
 
 /// execve(2).
