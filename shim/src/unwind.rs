@@ -2,6 +2,7 @@
 //!
 //! Nothing unwinds here: panics abort, and hooks don't panic. Loading libgcc_s would cost every program a sixth of its
 //! start-up time, and keep musl programs from starting. The names are hidden: exported, they would break C++ programs.
+#![allow(unsafe_code)]
 
 macro_rules! stand_ins {
     ($($name:literal)*) => {

@@ -1,0 +1,177 @@
+//! Data that the kernel moves by itself: copy_file_range(2), sendfile(2), splice(2), clones.
+//!
+//! What it moved is read back from the file under its lock, so the record holds the bytes that are there, whatever
+//! happens to the source.
+#![allow(unsafe_code)]
+
+use journal::locks::StripeIndex;
+use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FileId, Kind};
+
+use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
+use crate::operation::{Draft, Operation, conclude};
+use crate::readable;
+use crate::state;
+use crate::sys::{HERE, close, descriptor_path, error, is_error, stat_descriptor, syscall};
+
+use super::{blocking, identify};
+
+/// Where the kernel takes an offset from.
+#[derive(Clone, Copy)]
+enum OffsetOf {
+    Position(i32),
+    Memory(*const i64),
+}
+
+impl OffsetOf {
+    const fn new(fd: i32, memory: *const i64) -> Self {
+        if memory.is_null() { Self::Position(fd) } else { Self::Memory(memory) }
+    }
+
+    /// The offset now; `None` when it can't be read, which the kernel will refuse.
+    fn get(self) -> Option<i64> {
+        match self {
+            // SAFETY: lseek(2) by nothing changes nothing.
+            Self::Position(fd) => Some(unsafe { syscall!(libc::SYS_lseek, fd, 0, libc::SEEK_CUR) as i64 }),
+            // SAFETY: read only if readable; alignment is not assumed.
+            Self::Memory(memory) => readable::is_readable(memory.cast(), 8).then(|| unsafe { memory.read_unaligned() }),
+        }
+    }
+}
+
+/// copy_file_range(2). A short count is always allowed here; programs go on until nothing is left.
+pub fn copy_file_range(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, bytes: usize, flags: u32) -> isize {
+    // SAFETY: the program's own call, but for the count; the kernel checks the addresses.
+    let call = |bytes: usize| unsafe { syscall!(libc::SYS_copy_file_range, from, from_offset, to, to_offset, bytes, flags) };
+    transfer(to, OffsetOf::new(to, to_offset), bytes, || remaining(from, OffsetOf::new(from, from_offset)), call)
+}
+
+/// sendfile(2). Programs are used to its moving everything that is there, so the pieces are added up.
+pub fn sendfile(to: i32, from: i32, from_offset: *mut i64, bytes: usize) -> isize {
+    // SAFETY: as above.
+    let call = |bytes: usize| unsafe { syscall!(libc::SYS_sendfile, to, from, from_offset, bytes) };
+    let Some(ring) = state::ring() else { return call(bytes) };
+    let Verdict::File(..) = identify::descriptor(ring, to) else { return call(bytes) };
+    let mut done = 0;
+    loop {
+        let wanted = (bytes - done).min(DATA_BYTES_MAX);
+        let result = transfer(to, OffsetOf::Position(to), wanted, || remaining(from, OffsetOf::new(from, from_offset)), call);
+        if is_error(result) {
+            return if done > 0 { done as isize } else { result };
+        }
+        done += result as usize;
+        if (result as usize) < wanted || done == bytes {
+            return done as isize;
+        }
+    }
+}
+
+/// splice(2). Out of a pipe into a file it may have to wait, which must not happen under the file's lock.
+pub fn splice(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, bytes: usize, flags: u32) -> isize {
+    // SAFETY: as above, but for the count and that it doesn't wait.
+    let call = |bytes: usize, add: u32| unsafe { syscall!(libc::SYS_splice, from, from_offset, to, to_offset, bytes, flags | add) };
+    let Some(ring) = state::ring() else { return call(bytes, 0) };
+    let Verdict::File(..) = identify::descriptor(ring, to) else {
+        return blocking::call(crate::descriptors::BLOCKS, || call(bytes, 0));
+    };
+    let wanted = bytes.min(DATA_BYTES_MAX);
+    loop {
+        let result = transfer(to, OffsetOf::new(to, to_offset), wanted, || wanted, |bytes| call(bytes, libc::SPLICE_F_NONBLOCK));
+        if result != error(libc::EAGAIN) || flags & libc::SPLICE_F_NONBLOCK != 0 {
+            return result;
+        }
+        let waited = blocking::call(crate::descriptors::BLOCKS, || {
+            let mut poll = libc::pollfd { fd: from, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which lives in this frame; no time-out, the caller's signal mask.
+            unsafe { syscall!(libc::SYS_ppoll, &raw mut poll, 1, 0, 0, 8) }
+        });
+        if is_error(waited) {
+            return waited;
+        }
+    }
+}
+
+/// Bytes that a regular file still has after an offset; how much room a record needs. Anything else: a full record.
+fn remaining(from: i32, offset: OffsetOf) -> usize {
+    match (stat_descriptor(from), offset.get()) {
+        (Ok(stat), Some(offset)) if stat.st_mode & libc::S_IFMT == libc::S_IFREG => {
+            usize::try_from(stat.st_size.saturating_sub(offset)).unwrap_or(0)
+        }
+        _ => DATA_BYTES_MAX,
+    }
+}
+
+fn transfer(to: i32, to_offset: OffsetOf, bytes: usize, available: impl Fn() -> usize, call: impl Fn(usize) -> isize) -> isize {
+    let Some(ring) = state::ring() else { return call(bytes) };
+    let (file, flags) = match identify::descriptor(ring, to) {
+        Verdict::File(file, flags) if bytes > 0 => (file, flags),
+        _ => return call(bytes),
+    };
+    let Some(mut operation) = Operation::on_contents(ring) else { return call(bytes) };
+    operation.lock(&mut [StripeIndex::of_file(file)]);
+    let room = bytes.min(available()).clamp(1, DATA_BYTES_MAX);
+    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let Some(start) = to_offset.get() else { return call(bytes) };
+    let draft = Draft { file, a: start as u64, b: room as u64, flags, ..Draft::new(Kind::Write) };
+    let Some(pending) = operation.prepare(&draft, room) else { return call(bytes) };
+    operation.declare(&pending);
+    let result = call(room);
+    if is_error(result) || result == 0 {
+        operation.abort(&pending);
+        return result;
+    }
+    let moved = result as usize;
+    let end_fits = to_offset.get() == Some(start + result as i64);
+    let (data, _) = operation.data(&pending);
+    if end_fits && read_back(to, data, moved.min(room), start) {
+        operation.commit(pending, |header| {
+            header.b = moved as u64;
+            header.data_bytes = moved as u32;
+        });
+    } else {
+        operation.abort(&pending);
+        operation.reread(file, if end_fits { start as u64 } else { 0 }, if end_fits { moved as u64 } else { u64::MAX }, flags);
+    }
+    result
+}
+
+/// Reads what a file now holds, through another open of it where the descriptor is only for writing.
+fn read_back(fd: i32, to: *mut u8, bytes: usize, offset: i64) -> bool {
+    // SAFETY: the caller's record has room for `bytes`.
+    let read = |fd: i32| unsafe { syscall!(libc::SYS_pread64, fd, to, bytes, offset) };
+    let direct = read(fd);
+    if direct != error(libc::EBADF) {
+        return direct == bytes as isize;
+    }
+    let path = descriptor_path(fd);
+    // SAFETY: a zero-terminated path of ours.
+    let opened = unsafe { syscall!(libc::SYS_openat, HERE, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) };
+    if is_error(opened) {
+        return false;
+    }
+    let result = read(opened as i32);
+    close(opened as i32);
+    result == bytes as isize
+}
+
+/// ioctl(2) FICLONE and its like, which change a whole range at once: it is re-read.
+pub fn change_by_ioctl(fd: i32, offset: u64, bytes: u64, call: impl Fn() -> isize) -> isize {
+    let Some(ring) = state::ring() else { return call() };
+    let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
+    let Some(mut operation) = Operation::on_contents(ring) else { return call() };
+    operation.lock(&mut [StripeIndex::of_file(file)]);
+    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let pending = operation.intend(&Draft { file, a: offset, b: bytes, flags, ..Draft::new(Kind::Reread) }, 0);
+    let result = call();
+    conclude(&operation, pending, !is_error(result), |_| {});
+    result
+}
+
+/// fsync(2) and its like: a mark behind all that came before it.
+pub fn synced(file: FileId) {
+    if let Some(ring) = state::ring()
+        && let Some(operation) = Operation::on_contents(ring)
+        && let Some(pending) = operation.intend(&Draft { file, ..Draft::new(Kind::Sync) }, 0)
+    {
+        operation.commit(pending, |_| {});
+    }
+}
