@@ -273,7 +273,9 @@ impl Sandbox {
 
     fn argv_at(&self, job: &Job, side: Side) -> Vec<OsString> {
         let outside = self.path(side.names().1);
-        job.argv.iter().map(|word| if word == "{outside}" { outside.clone().into() } else { word.clone() }).collect()
+        let outside = outside.to_str().expect("a plain path");
+        let plain = |word: &OsString| word.to_str().map(|text| text.replace("{outside}", outside).into());
+        job.argv.iter().map(|word| plain(word).unwrap_or_else(|| word.clone())).collect()
     }
 
     fn run_at(&self, command: &mut Command, job: &Job, side: Side) -> Outcome {

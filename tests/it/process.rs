@@ -49,12 +49,6 @@ impl Running {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-
-    /// Sends `signal` to the process alone.
-    pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a process id is not 0");
-        let _gone_already = rustix::process::kill_process(pid, signal);
-    }
 }
 
 impl Drop for Running {
