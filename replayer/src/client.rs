@@ -3,9 +3,9 @@
 //! Whether a replayer lives is asked of the socket too: the kernel refuses connections to a socket whose listener is
 //! gone, however it went.
 
+use crate::control::{Answer, Question};
 use crate::set::{Set, SetError};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -71,7 +71,7 @@ pub fn replayer_listens(set: &Set) -> bool {
 ///
 /// # Errors
 /// [`ClientError`]; `Refused` with the replayer's own words if the answer is an error.
-pub fn ask(set: &Set, question: &Value, limit: Duration) -> Result<Value, ClientError> {
+pub fn ask(set: &Set, question: &Question, limit: Duration) -> Result<Answer, ClientError> {
     Asked::new(set, question)?.answer(set, Some(limit))
 }
 
@@ -80,7 +80,7 @@ impl Asked {
     ///
     /// # Errors
     /// `NoReplayer` when nobody listens, `BrokenOff`, `Set`.
-    pub fn new(set: &Set, question: &Value) -> Result<Self, ClientError> {
+    pub fn new(set: &Set, question: &Question) -> Result<Self, ClientError> {
         let address = set.control_address()?;
         let mut stream = UnixStream::connect(address.path()).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -88,7 +88,7 @@ impl Asked {
             }
             _ => broken_off(set, &error),
         })?;
-        let mut line = question.to_string();
+        let mut line = serde_json::to_string(question).expect("questions are text and numbers");
         line.push('\n');
         stream.write_all(line.as_bytes()).map_err(|error| broken_off(set, &error))?;
         Ok(Self { stream: BufReader::new(stream) })
@@ -98,7 +98,7 @@ impl Asked {
     ///
     /// # Errors
     /// As [`ask`].
-    pub fn answer(&mut self, set: &Set, limit: Option<Duration>) -> Result<Value, ClientError> {
+    pub fn answer(&mut self, set: &Set, limit: Option<Duration>) -> Result<Answer, ClientError> {
         self.stream.get_ref().set_read_timeout(limit).map_err(|error| broken_off(set, &error))?;
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
@@ -110,9 +110,9 @@ impl Asked {
             }
             Err(error) => return Err(broken_off(set, &error)),
         }
-        let answer: Value = serde_json::from_str(&line).map_err(|error| broken_off(set, &error))?;
-        match answer.get("error").and_then(Value::as_str) {
-            Some(reason) => Err(ClientError::Refused(reason.to_owned())),
+        let mut answer: Answer = serde_json::from_str(&line).map_err(|error| broken_off(set, &error))?;
+        match answer.error.take() {
+            Some(reason) => Err(ClientError::Refused(reason)),
             None => Ok(answer),
         }
     }
@@ -136,7 +136,6 @@ fn log(set: &Set) -> String {
 mod tests {
     use super::*;
     use crate::set::{Settings, StateDir};
-    use serde_json::json;
     use std::os::unix::net::UnixListener;
 
     fn set() -> (tempfile::TempDir, Set) {
@@ -162,16 +161,16 @@ mod tests {
     fn a_question_is_a_line_and_so_is_the_answer() {
         let (_dir, set) = set();
         let server = answering(&set, "{\"ok\":true}\n");
-        let answer = ask(&set, &json!({"do": "reload"}), Duration::from_secs(5)).expect("answered");
-        assert_eq!(answer, json!({"ok": true}));
+        let answer = ask(&set, &Question::Reload, Duration::from_secs(5)).expect("answered");
+        assert!(answer.ok);
         assert_eq!(server.join().expect("no panic"), "{\"do\":\"reload\"}\n");
     }
 
     #[test]
     fn an_error_is_told_in_the_replayers_words() {
         let (_dir, set) = set();
-        let server = answering(&set, "{\"error\":\"no such mirror\"}\n");
-        let error = ask(&set, &json!({"do": "pause"}), Duration::from_secs(5)).expect_err("refused");
+        let server = answering(&set, "{\"ok\":false,\"error\":\"no such mirror\"}\n");
+        let error = ask(&set, &Question::Pause { mirror: "m".into() }, Duration::from_secs(5)).expect_err("refused");
         assert_eq!(error.to_string(), "no such mirror");
         server.join().expect("no panic");
     }
@@ -180,7 +179,7 @@ mod tests {
     fn half_an_answer_is_none() {
         let (_dir, set) = set();
         let server = answering(&set, "{\"ok\":tr");
-        let error = ask(&set, &json!({"do": "reload"}), Duration::from_secs(5)).expect_err("broken off");
+        let error = ask(&set, &Question::Reload, Duration::from_secs(5)).expect_err("broken off");
         assert!(matches!(error, ClientError::BrokenOff { .. }), "{error}");
         server.join().expect("no panic");
     }
@@ -193,7 +192,7 @@ mod tests {
         assert!(replayer_listens(&set));
         drop(listener);
         assert!(!replayer_listens(&set));
-        let error = ask(&set, &json!({}), Duration::from_secs(5)).expect_err("nobody there");
+        let error = ask(&set, &Question::Status, Duration::from_secs(5)).expect_err("nobody there");
         assert!(matches!(error, ClientError::NoReplayer { .. }));
     }
 }

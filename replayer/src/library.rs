@@ -25,11 +25,11 @@ static CONTENT: &[u8] = include_bytes!(env!("LOCKSTEP_LIBRARY"));
 pub struct NoPlace(Vec<(PathBuf, String)>);
 
 /// Path of the library, written if it isn't there yet: in the cache, state or runtime directory, else in a directory
-/// for temporary files.
+/// for temporary files; only where `allowed`.
 ///
 /// # Errors
 /// [`NoPlace`], with the reason for each place.
-pub fn install(state_dir: &Path) -> Result<PathBuf, NoPlace> {
+pub fn install(state_dir: &Path, allowed: impl Fn(&Path) -> bool) -> Result<PathBuf, NoPlace> {
     let from = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let private = format!("lockstep-{}", rustix::process::geteuid().as_raw());
     let cache = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
@@ -42,6 +42,10 @@ pub fn install(state_dir: &Path) -> Result<PathBuf, NoPlace> {
     ];
     let mut refused = Vec::new();
     for place in places.into_iter().flatten() {
+        if !allowed(&place) {
+            refused.push((place, "it lies inside the primary or a mirror".to_owned()));
+            continue;
+        }
         match install_in(&place, CONTENT) {
             Ok(path) => return Ok(path),
             Err(reason) => refused.push((place, reason)),

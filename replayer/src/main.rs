@@ -1,9 +1,37 @@
 //! The command `lockstep`: wraps programs, replays their changes to mirrors, and tells how it goes.
 
+mod apply;
+mod backlog;
+mod bindings;
+mod cli;
 mod client;
+mod content;
+mod control;
+mod coverage;
+mod cursor;
+mod error;
 mod exit;
+mod intent;
+mod ledger;
 mod library;
+mod limits;
+mod mirror;
+mod names;
+mod paths;
+mod repair;
+mod replay;
 mod ring_file;
+mod sequencer;
 mod set;
+mod settle;
+mod site;
+mod status;
+mod tree;
+mod worker;
+mod xattrs;
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main(std::env::args_os().collect()).into()
+}
