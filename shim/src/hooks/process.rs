@@ -60,6 +60,7 @@ fn attach_again() {
 /// As for vfork(2): the child only calls exec or `_exit`, and doesn't return from the function that called.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn vfork() -> c_int {
     core::arch::naked_asm!(
         "sub rsp, 8",
@@ -90,6 +91,7 @@ pub unsafe extern "C" fn vfork() -> c_int {
 /// As for vfork(2): the child only calls exec or `_exit`, and doesn't return from the function that called.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn vfork() -> c_int {
     core::arch::naked_asm!(
         "hint 36",
