@@ -5,6 +5,7 @@
 //! goes through libc's system call wrappers (the shim replaces those), `errno` is left alone, nothing is allocated.
 #![allow(unsafe_code)]
 
+#[cfg(not(loom))]
 use crate::sync::AtomicU32;
 #[cfg(target_arch = "x86_64")]
 use core::arch::asm;
