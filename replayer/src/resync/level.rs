@@ -1,0 +1,628 @@
+//! Makes one object of a mirror, or a tree of them, equal to the primary's, changing only what differs.
+//!
+//! Names are compared by what they are now; what the ledger knows of names is changed by records alone, because the
+//! primary may be ahead of them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use journal::record::FileId;
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::apply::Applier;
+use crate::content::Size;
+use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
+use crate::ledger::Entry;
+use crate::limits::{Limit, is_refusal};
+use crate::paths;
+use crate::tree;
+use crate::xattrs;
+
+/// Bytes of one file that are compared before others get a turn.
+const STRETCH_BYTES: u64 = 16 << 20;
+
+/// What is learned while objects are compared.
+#[derive(Debug, Default)]
+pub struct Leveling {
+    /// The first name found of each file that has several.
+    links: HashMap<FileId, Vec<u8>>,
+    /// For files of the mirror with several names, which file they stand for, by inode number.
+    mirror_files: HashMap<u64, FileId>,
+    /// What could not be read in the primary.
+    pub unreadable: Vec<(Vec<u8>, Errno)>,
+    binds: Binds,
+    /// Bytes written to the mirror.
+    pub bytes_written: u64,
+    /// Objects looked at.
+    pub objects: u64,
+}
+
+/// Which of the files that are met get a binding.
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+enum Binds {
+    #[default]
+    FilesWithSeveralNames,
+    AllFiles,
+}
+
+/// What an object is, once it is equal.
+enum Leveled {
+    /// Not there, or nothing more to do.
+    Done,
+    /// A directory whose contents have not been looked at.
+    Directory(Stat),
+    /// A file with more bytes to compare.
+    Large(Copying),
+}
+
+/// A large file on its way.
+#[derive(Debug)]
+struct Copying {
+    path: Vec<u8>,
+    primary: OwnedFd,
+    mirror: OwnedFd,
+    stat: Stat,
+    done: u64,
+    is_new: bool,
+}
+
+/// A walk over a tree, one object at a time.
+#[derive(Debug)]
+pub struct Walk {
+    frames: Vec<Frame>,
+    copying: Option<Copying>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    path: Vec<u8>,
+    names: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl Leveling {
+    /// From now on every file that is met gets a binding, because programs may have it open.
+    pub const fn bind_all(&mut self) {
+        self.binds = Binds::AllFiles;
+    }
+}
+
+impl Walk {
+    /// Begins at `path`; nothing if the primary has nothing there.
+    ///
+    /// # Errors
+    /// [`ReplayError`].
+    pub fn start(applier: &mut Applier, path: &[u8], leveling: &mut Leveling) -> Result<Option<Self>, ReplayError> {
+        let in_primary = applier.primary.look(path).map_err(in_primary("stat", path));
+        match in_primary {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(None),
+            Err(error) if error.errno() == Some(Errno::ACCESS) => {
+                leveling.unreadable.push((path.to_vec(), Errno::ACCESS));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        applier.level_parents(path)?;
+        let mut walk = Self { frames: Vec::new(), copying: None };
+        walk.visit(applier, path, leveling)?;
+        Ok(Some(walk))
+    }
+
+    /// Does one more object or a stretch of a large one; false when there is none.
+    ///
+    /// # Errors
+    /// [`ReplayError`].
+    pub fn advance(&mut self, applier: &mut Applier, leveling: &mut Leveling) -> Result<bool, ReplayError> {
+        if let Some(copying) = &mut self.copying {
+            if applier.copy_stretch(copying, leveling)? {
+                let copying = self.copying.take();
+                if let Some(Copying { path, stat, is_new, .. }) = copying {
+                    applier.level_attributes(&path, &stat, is_new, leveling)?;
+                }
+            }
+            return Ok(true);
+        }
+        let Some(frame) = self.frames.last_mut() else { return Ok(false) };
+        if let Some(name) = frame.names.next() {
+            let path = paths::join(&frame.path, &name);
+            self.visit(applier, &path, leveling)?;
+            return Ok(true);
+        }
+        if let Some(frame) = self.frames.pop() {
+            // Its times come last, because what was done below it changed them.
+            match applier.primary.look(&frame.path) {
+                Ok(Some(stat)) => applier.level_attributes(&frame.path, &stat, false, leveling)?,
+                Ok(None) | Err(Errno::ACCESS) => {}
+                Err(errno) => return Err(in_primary("stat", &frame.path)(errno)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn visit(&mut self, applier: &mut Applier, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
+        match applier.level_object(path, leveling)? {
+            Leveled::Done => {}
+            Leveled::Large(copying) => self.copying = Some(copying),
+            Leveled::Directory(_) => {
+                let names = applier.level_list(path, leveling)?;
+                self.frames.push(Frame { path: path.to_vec(), names: names.into_iter() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Applier {
+    /// Makes `path` and everything below equal to the primary's; false if the primary has nothing there.
+    pub(crate) fn level_tree(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<bool, ReplayError> {
+        let Some(mut walk) = Walk::start(self, path, leveling)? else { return Ok(false) };
+        while walk.advance(self, leveling)? {}
+        Ok(true)
+    }
+
+    /// Makes `path` alone equal to the primary's: removes it where the primary has nothing. A directory that the mirror
+    /// does not have comes with what is below.
+    pub(crate) fn level_one(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
+        if paths::is_reserved(path) {
+            return Ok(());
+        }
+        let wanted = match self.primary.look(path) {
+            Ok(wanted) => wanted,
+            Err(Errno::ACCESS) => {
+                leveling.unreadable.push((path.to_vec(), Errno::ACCESS));
+                return Ok(());
+            }
+            Err(errno) => return Err(in_primary("stat", path)(errno)),
+        };
+        let Some(wanted) = wanted else {
+            if self.look(path)?.is_some() {
+                self.discard(path)?;
+                self.ledger.touch_path(paths::parent(path));
+            }
+            return Ok(());
+        };
+        if tree::file_type(&wanted) == FileType::Directory {
+            if let Some(there) = self.look(path)?
+                && tree::file_type(&there) == FileType::Directory
+            {
+                return self.level_attributes(path, &wanted, false, leveling);
+            }
+        }
+        self.level_tree(path, leveling).map(drop)
+    }
+
+    /// Compares the names in directory `path`, and what they name as far as it looks changed; false if the primary has
+    /// nothing there.
+    pub(crate) fn level_names(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<bool, ReplayError> {
+        let wanted = self.primary.look(path).map_err(in_primary("stat", path))?;
+        let Some(wanted) = wanted else { return Ok(false) };
+        let there = self.look(path)?.map(|stat| tree::file_type(&stat));
+        if tree::file_type(&wanted) != FileType::Directory || there != Some(FileType::Directory) {
+            return self.level_tree(path, leveling);
+        }
+        for name in self.level_list(path, leveling)? {
+            let child = paths::join(path, &name);
+            let (Ok(ours), theirs) = (self.primary.look(&child), self.look(&child)?) else {
+                leveling.unreadable.push((child, Errno::ACCESS));
+                continue;
+            };
+            let is_same = match (&ours, &theirs) {
+                (Some(ours), Some(theirs)) => {
+                    let is_bound_so = self.ledger.bindings.file(&child).is_none_or(|file| file == tree::id_of(ours));
+                    let is_directory = tree::file_type(ours) == FileType::Directory;
+                    tree::file_type(ours) == tree::file_type(theirs)
+                        && is_bound_so
+                        && (is_directory
+                            || ours.st_nlink == 1
+                                && theirs.st_nlink == 1
+                                && ours.st_size == theirs.st_size
+                                && tree::mtime_of(ours) == tree::mtime_of(theirs))
+                }
+                _ => false,
+            };
+            if !is_same {
+                self.level_one(&child, leveling)?;
+            }
+        }
+        self.level_attributes(path, &wanted, false, leveling)?;
+        Ok(true)
+    }
+
+    /// Makes the directories above `path` that the mirror does not have.
+    fn level_parents(&mut self, path: &[u8]) -> Result<(), ReplayError> {
+        let directories: Vec<&[u8]> = paths::ancestors(paths::parent(path)).collect();
+        if self.look(paths::parent(path))?.is_some_and(|stat| tree::file_type(&stat) == FileType::Directory) {
+            return Ok(());
+        }
+        let mut leveling = Leveling::default();
+        for directory in directories {
+            if let Leveled::Directory(stat) = self.level_object(directory, &mut leveling)? {
+                self.level_attributes(directory, &stat, false, &mut leveling)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of directory `path` in the primary; those that only the mirror has are removed there.
+    fn level_list(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Vec<Vec<u8>>, ReplayError> {
+        let ours = match self.primary.list(path) {
+            Ok(names) => names,
+            Err(errno) if is_divergence(errno) => return Ok(Vec::new()),
+            Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+                leveling.unreadable.push((path.to_vec(), errno));
+                return Ok(Vec::new());
+            }
+            Err(errno) => return Err(in_primary("list", path)(errno)),
+        };
+        let mut names: Vec<Vec<u8>> = ours.into_iter().map(|(name, _)| name).collect();
+        if path.is_empty() {
+            names.retain(|name| name != paths::RESERVED);
+        }
+        let theirs = self.mirror.with_access(&[path], |mirror| mirror.list(path)).map_err(in_mirror("list", path))?;
+        if !theirs.is_empty() {
+            let wanted: HashSet<&[u8]> = names.iter().map(|name| &name[..]).collect();
+            for (name, _) in theirs {
+                let child = paths::join(path, &name);
+                if !wanted.contains(&name[..]) && !paths::is_reserved(&child) {
+                    self.discard(&child)?;
+                    self.ledger.touch_path(path);
+                }
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Makes the object `path` equal, without what is below a directory and without the attributes of one.
+    fn level_object(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Leveled, ReplayError> {
+        if paths::is_reserved(path) {
+            return Ok(Leveled::Done);
+        }
+        leveling.objects += 1;
+        let wanted = match self.primary.look(path) {
+            Ok(Some(wanted)) => wanted,
+            // It went away meanwhile, which a record says.
+            Ok(None) => return Ok(Leveled::Done),
+            Err(Errno::ACCESS) => {
+                leveling.unreadable.push((path.to_vec(), Errno::ACCESS));
+                return Ok(Leveled::Done);
+            }
+            Err(errno) => return Err(in_primary("stat", path)(errno)),
+        };
+        let kind = tree::file_type(&wanted);
+        let mut there = self.look(path)?;
+        if there.is_some_and(|there| tree::file_type(&there) != kind) {
+            self.discard(path)?;
+            self.ledger.touch_path(paths::parent(path));
+            there = None;
+        }
+        if kind == FileType::Directory {
+            self.level_directory(path, there.as_ref())?;
+            return Ok(Leveled::Directory(wanted));
+        }
+        if wanted.st_nlink > 1 {
+            if self.level_links(path, &wanted, &mut there, leveling)? {
+                self.bind_found(path, &wanted, leveling);
+                return Ok(Leveled::Done);
+            }
+        } else if there.is_some_and(|there| there.st_nlink > 1) && !self.has_hidden_name(path) {
+            self.discard(path)?;
+            there = None;
+        }
+        let is_new = there.is_none();
+        if is_new {
+            self.ledger.touch_path(paths::parent(path));
+        }
+        let is_there = match kind {
+            FileType::RegularFile => match self.level_content(path, is_new, leveling)? {
+                Content::Equal => true,
+                Content::NotThere => false,
+                Content::Large(copying) => {
+                    self.bind_found(path, &wanted, leveling);
+                    return Ok(Leveled::Large(copying));
+                }
+            },
+            FileType::Symlink => self.level_symlink(path, is_new)?,
+            _ => self.level_node(path, &wanted, there.as_ref())?,
+        };
+        if is_there {
+            self.bind_found(path, &wanted, leveling);
+            self.level_attributes(path, &wanted, is_new, leveling)?;
+        }
+        Ok(Leveled::Done)
+    }
+
+    /// True while a file that got its first name still has its hidden one.
+    fn has_hidden_name(&self, path: &[u8]) -> bool {
+        let file = self.ledger.bindings.file(path);
+        file.is_some_and(|file| self.ledger.bindings.names(file).any(paths::is_reserved))
+    }
+
+    fn level_directory(&mut self, path: &[u8], there: Option<&Stat>) -> Result<(), ReplayError> {
+        match there {
+            None => {
+                let made = self.mirror.with_access(&[paths::parent(path)], |mirror| {
+                    let (directory, name) = mirror.place(path)?;
+                    rustix::fs::mkdirat(&directory, name, Mode::RWXU)
+                });
+                made.map_err(in_mirror("make directory", path))?;
+                self.ledger.touch_path(paths::parent(path));
+            }
+            // Its mode is set at the end.
+            Some(there) if there.st_mode & 0o700 != 0o700 => self.set_mode(path, there.st_mode | 0o700)?,
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// For a file with several names: links `path` to another of them. True if it is now the same file as one that was
+    /// compared under its other name.
+    fn level_links(
+        &mut self,
+        path: &[u8],
+        wanted: &Stat,
+        there: &mut Option<Stat>,
+        leveling: &mut Leveling,
+    ) -> Result<bool, ReplayError> {
+        let file = tree::id_of(wanted);
+        let mut others: Vec<Vec<u8>> = leveling.links.get(&file).cloned().into_iter().collect();
+        others.extend(self.ledger.bindings.names(file).map(<[u8]>::to_vec));
+        for other in others {
+            if other == path || paths::is_reserved(&other) {
+                continue;
+            }
+            let is_other_name =
+                self.primary.look(&other).is_ok_and(|stat| stat.is_some_and(|stat| tree::id_of(&stat) == file));
+            let Some(source) =
+                self.look(&other)?.filter(|source| is_other_name && tree::file_type(source) == tree::file_type(wanted))
+            else {
+                continue;
+            };
+            let claimed = leveling.mirror_files.get(&source.st_ino).is_some_and(|claimant| *claimant != file);
+            if claimed && source.st_nlink > 1 {
+                continue;
+            }
+            if there.is_some_and(|there| tree::id_of(&there) == tree::id_of(&source)) {
+                leveling.mirror_files.insert(source.st_ino, file);
+                return Ok(true);
+            }
+            if there.is_some() {
+                self.discard(path)?;
+                *there = None;
+            }
+            let directories = [paths::parent(&other), paths::parent(path)];
+            let linked = self.mirror.with_access(&directories, |mirror| {
+                let (from, old) = mirror.place(&other)?;
+                let (to, new) = mirror.place(path)?;
+                rustix::fs::linkat(&from, old, &to, new, AtFlags::empty())
+            });
+            self.ledger.touch_path(paths::parent(path));
+            match linked {
+                Ok(()) => {
+                    leveling.mirror_files.insert(source.st_ino, file);
+                    return Ok(true);
+                }
+                Err(errno) if is_refusal(errno) || matches!(errno, Errno::XDEV | Errno::MLINK) => {
+                    self.limits.add(Limit::Hardlink);
+                    return Ok(false);
+                }
+                Err(errno) => return Err(in_mirror("link", path)(errno)),
+            }
+        }
+        leveling.links.insert(file, path.to_vec());
+        if let Some(stat) = *there
+            && stat.st_nlink > 1
+        {
+            if leveling.mirror_files.get(&stat.st_ino).is_some_and(|claimant| *claimant != file) {
+                self.discard(path)?;
+                *there = None;
+            } else {
+                leveling.mirror_files.insert(stat.st_ino, file);
+            }
+        }
+        Ok(false)
+    }
+
+    fn bind_found(&mut self, path: &[u8], wanted: &Stat, leveling: &Leveling) {
+        let is_wanted = wanted.st_nlink > 1
+            || leveling.binds == Binds::AllFiles && tree::file_type(wanted) == FileType::RegularFile;
+        let file = tree::id_of(wanted);
+        if !is_wanted || self.ledger.bindings.file(path) == Some(file) {
+            return;
+        }
+        let several = wanted.st_nlink > 1 && self.ledger.bindings.has(file);
+        self.ledger.enter(if several { Entry::AddName(file, path) } else { Entry::Bind(file, path) });
+    }
+
+    fn level_content(&mut self, path: &[u8], is_new: bool, leveling: &mut Leveling) -> Result<Content, ReplayError> {
+        let opened = self
+            .primary
+            .place(path)
+            .and_then(|(directory, name)| tree::open_to_read(&directory, name, OFlags::empty()));
+        let primary = match opened {
+            Ok(primary) => primary,
+            Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+                leveling.unreadable.push((path.to_vec(), errno));
+                return Ok(Content::NotThere);
+            }
+            Err(errno) if is_divergence(errno) || errno == Errno::NXIO => return Ok(Content::NotThere),
+            Err(errno) => return Err(in_primary("open", path)(errno)),
+        };
+        let stat = rustix::fs::fstat(&primary).map_err(in_primary("stat", path))?;
+        if tree::file_type(&stat) != FileType::RegularFile {
+            return Ok(Content::NotThere);
+        }
+        let mirror = if is_new {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            self.mirror
+                .with_access(&[paths::parent(path)], |mirror| mirror.open_at(path, flags, Mode::RUSR | Mode::WUSR))
+        } else {
+            self.mirror.open_to_write(path)
+        };
+        let mirror = mirror.map_err(in_mirror("open", path))?;
+        if stat.st_size as u64 > STRETCH_BYTES {
+            let path = path.to_vec();
+            return Ok(Content::Large(Copying { path, primary, mirror, stat, done: 0, is_new }));
+        }
+        leveling.bytes_written += self.buffers.equalize(&primary, &mirror, 0..u64::MAX, Size::Same, path)?;
+        Ok(Content::Equal)
+    }
+
+    /// Compares one stretch of a large file; true when it was the last.
+    fn copy_stretch(&mut self, copying: &mut Copying, leveling: &mut Leveling) -> Result<bool, ReplayError> {
+        let Copying { path, primary, mirror, done, .. } = copying;
+        let end = *done + STRETCH_BYTES;
+        let is_last = end >= rustix::fs::fstat(&*primary).map_err(in_primary("stat", path))?.st_size as u64;
+        let (range, size) = if is_last { (*done..u64::MAX, Size::Same) } else { (*done..end, Size::Keep) };
+        leveling.bytes_written += self.buffers.equalize(primary, mirror, range, size, path)?;
+        *done = end;
+        Ok(is_last)
+    }
+
+    fn level_symlink(&mut self, path: &[u8], is_new: bool) -> Result<bool, ReplayError> {
+        let read = |tree: &mut tree::Tree| {
+            let (directory, name) = tree.place(path)?;
+            rustix::fs::readlinkat(&directory, name, Vec::new())
+        };
+        let target = match read(&mut self.primary) {
+            Ok(target) => target,
+            Err(errno) if is_divergence(errno) || errno == Errno::INVAL => return Ok(false),
+            Err(errno) => return Err(in_primary("read the link", path)(errno)),
+        };
+        if !is_new {
+            if read(&mut self.mirror).is_ok_and(|there| there == target) {
+                return Ok(true);
+            }
+            self.discard(path)?;
+            self.ledger.touch_path(paths::parent(path));
+        }
+        let made = self.mirror.with_access(&[paths::parent(path)], |mirror| {
+            let (directory, name) = mirror.place(path)?;
+            rustix::fs::symlinkat(&target, &directory, name)
+        });
+        self.weigh(made, "make symbolic link", path, Limit::Symlink)
+    }
+
+    fn level_node(&mut self, path: &[u8], wanted: &Stat, there: Option<&Stat>) -> Result<bool, ReplayError> {
+        let kind = tree::file_type(wanted);
+        let is_device = matches!(kind, FileType::CharacterDevice | FileType::BlockDevice);
+        if let Some(there) = there {
+            if !is_device || there.st_rdev == wanted.st_rdev {
+                return Ok(true);
+            }
+            self.discard(path)?;
+            self.ledger.touch_path(paths::parent(path));
+        }
+        let device = if is_device { wanted.st_rdev } else { 0 };
+        let mode = Mode::from_raw_mode(wanted.st_mode & 0o7777);
+        let made = self.mirror.with_access(&[paths::parent(path)], |mirror| {
+            let (directory, name) = mirror.place(path)?;
+            rustix::fs::mknodat(&directory, name, kind, mode, device)
+        });
+        let limit = match kind {
+            FileType::Fifo => Limit::Fifo,
+            FileType::Socket => Limit::Socket,
+            _ => Limit::Device,
+        };
+        self.weigh(made, "make node", path, limit)
+    }
+
+    /// A refusal to make such an object is a limit of the mirror.
+    fn weigh(
+        &mut self,
+        made: rustix::io::Result<()>,
+        operation: &'static str,
+        path: &[u8],
+        limit: Limit,
+    ) -> Result<bool, ReplayError> {
+        match made {
+            Ok(()) => Ok(true),
+            Err(errno) if is_refusal(errno) => {
+                self.limits.add(limit);
+                self.ledger.enter(Entry::Absent(path));
+                Ok(false)
+            }
+            Err(errno) => Err(in_mirror(operation, path)(errno)),
+        }
+    }
+
+    /// Makes owner, extended attributes, mode, times and flags of `path` equal, in the order in which the kernel lets
+    /// the later ones stand.
+    fn level_attributes(
+        &mut self,
+        path: &[u8],
+        wanted: &Stat,
+        is_new: bool,
+        leveling: &mut Leveling,
+    ) -> Result<(), ReplayError> {
+        let Some(there) = self.look(path)? else { return Ok(()) };
+        let kind = tree::file_type(wanted);
+        if tree::file_type(&there) != kind {
+            return Ok(());
+        }
+        self.own(path, &there, wanted.st_uid, wanted.st_gid)?;
+        self.level_xattrs(path, leveling)?;
+        let Some(there) = self.look(path)? else { return Ok(()) };
+        if kind != FileType::Symlink && there.st_mode != wanted.st_mode {
+            self.set_mode(path, wanted.st_mode)?;
+        }
+        let mtime = tree::mtime_of(wanted);
+        let is_large = matches!(kind, FileType::RegularFile | FileType::Directory);
+        let flags = if is_large && !self.limits.has(Limit::Flags) { self.primary.flags(path) } else { None };
+        if is_new || mtime != tree::mtime_of(&there) {
+            let atime = is_new.then(|| tree::atime_of(wanted));
+            self.set_times(path, atime, Some(mtime))?;
+        }
+        if let Some(flags) = flags {
+            self.set_flags(path, flags.bits())?;
+        }
+        Ok(())
+    }
+
+    fn level_xattrs(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
+        let ours = match xattrs::names(&mut self.primary, path) {
+            Ok(ours) => ours,
+            Err(errno) if is_divergence(errno) => return Ok(()),
+            Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+                leveling.unreadable.push((path.to_vec(), errno));
+                return Ok(());
+            }
+            Err(errno) => return Err(in_primary("list the extended attributes of", path)(errno)),
+        };
+        let listed = self.mirror.with_access(&[paths::parent(path)], |mirror| xattrs::names(mirror, path));
+        let theirs = listed.map_err(in_mirror("list the extended attributes of", path))?;
+        for name in theirs.iter().filter(|name| ours.binary_search(name).is_err()) {
+            self.change_xattr(path, name, None)?;
+        }
+        for name in &ours {
+            let value = match xattrs::get(&mut self.primary, path, name) {
+                Ok(Some(value)) => value,
+                Ok(None) => continue,
+                Err(errno) if is_divergence(errno) => return Ok(()),
+                Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
+                    leveling.unreadable.push((path.to_vec(), errno));
+                    continue;
+                }
+                Err(errno) => return Err(in_primary("read an extended attribute of", path)(errno)),
+            };
+            let is_there = theirs.binary_search(name).is_ok();
+            if !is_there || xattrs::get(&mut self.mirror, path, name).ok().flatten().as_ref() != Some(&value) {
+                self.change_xattr(path, name, Some(&value))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a file of the mirror open for the records that follow.
+    pub(crate) fn keep_open(&mut self, file: FileId, fd: OwnedFd) {
+        self.ledger.bindings.keep_open(file, Arc::new(fd));
+    }
+}
+
+enum Content {
+    Equal,
+    NotThere,
+    Large(Copying),
+}
