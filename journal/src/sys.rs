@@ -44,6 +44,28 @@ pub unsafe fn syscall6(number: i64, a: usize, b: usize, c: usize, d: usize, e: u
     result
 }
 
+/// Issues a system call with three arguments, without the instructions that clear the others.
+///
+/// # Safety
+/// As for [`syscall6`], and the call takes at most three arguments.
+#[inline(always)]
+pub unsafe fn syscall3(number: i64, a: usize, b: usize, c: usize) -> isize {
+    let result: isize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as in `syscall6`.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as in `syscall6`.
+    unsafe {
+        core::arch::asm!("svc 0", in("x8") number, inlateout("x0") a as isize => result, in("x1") b, in("x2") c,
+            options(nostack));
+    }
+    result
+}
+
 /// Sleeps until `word` is woken, no longer holds `expected`, or `timeout_ns` nanoseconds have passed. futex(2),
 /// shared between processes. Any reason for waking is as good as another: callers look again.
 #[cfg(not(loom))]

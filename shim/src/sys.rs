@@ -4,7 +4,7 @@
 //! The macros take integers and pointers as they are; each caller says why they are right for the call.
 #![allow(unsafe_code)]
 
-pub use journal::sys::syscall6;
+pub use journal::sys::{syscall3, syscall6};
 
 /// Issues a system call by number with up to six arguments of any integer or pointer type.
 macro_rules! syscall {

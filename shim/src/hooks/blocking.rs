@@ -29,6 +29,7 @@ pub fn call(flags: u64, call: impl Fn() -> isize) -> isize {
 }
 
 #[cold]
+#[inline(never)]
 fn cancellable(call: impl Fn() -> isize) -> isize {
     let mut before = 0;
     // SAFETY: plain glibc calls. While the type is asynchronous this frame holds nothing that would have to be given

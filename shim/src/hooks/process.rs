@@ -11,10 +11,12 @@ use core::sync::atomic::Ordering;
 
 use journal::Ring;
 use journal::processes::Reason;
+use journal::record::Kind as RecordKind;
 use journal::sys::process_id;
 
 use crate::elf::classify;
 use crate::exec::{Environment, Library, with_environment};
+use crate::operation::{Draft, Operation};
 use crate::readable::string;
 use crate::state;
 use crate::sys::{HERE, descriptor_path, error, is_error, now_ns, read_link, syscall};
@@ -209,10 +211,10 @@ unsafe fn guarded(
     const AT_EXECVE_CHECK: c_int = 0x10000;
     let Some(ring) = state::ring().filter(|_| flags & AT_EXECVE_CHECK == 0) else { return call(environment) };
     let Some(reason) = outlook(dirfd, path, flags, state::LIBRARY.get()) else { return call(environment) };
-    let pid = process_id();
     let mut link = [0; 256];
     // SAFETY: the kernel has just read the path to its end.
-    ring.announce_exec(pid, unsafe { program(dirfd, path, &mut link) }, reason, now_ns());
+    let name = unsafe { program(dirfd, path, &mut link) };
+    announce(ring, name, reason);
     let library = match reason {
         // A static program's children may be dynamic ones: they get our settings from it. For a privileged program the
         // loader drops them without a word.
@@ -225,6 +227,22 @@ unsafe fn guarded(
         attach_again();
     }
     result
+}
+
+/// Says in the table of processes what this one is about to run; and if that can't be followed, in a record too, because
+/// the table forgets it when the process goes on to yet another program.
+#[inline(never)]
+fn announce(ring: &Ring, program: &[u8], reason: Reason) {
+    let pid = process_id();
+    ring.announce_exec(pid, program, reason, now_ns());
+    if reason == Reason::None {
+        return;
+    }
+    let Some(operation) = Operation::on_contents(ring) else { return };
+    let draft = Draft { path1: program, a: reason as u64, b: u64::from(pid), ..Draft::new(RecordKind::NotFollowed) };
+    if let Some(pending) = operation.intend(&draft, 0) {
+        operation.commit(pending, |_| {});
+    }
 }
 
 /// Keeps the buffers of the look at the file out of the frame in which the environment is built.

@@ -10,7 +10,7 @@ use crate::descriptors::{APPENDS, DIRECT, MAYBE_OUTSIDE, READS, Verdict};
 use crate::operation::{Draft, Operation, Pending};
 use crate::readable;
 use crate::state;
-use crate::sys::{error, is_error, stat_descriptor, syscall};
+use crate::sys::{error, is_error, stat_descriptor, syscall, syscall3};
 
 use super::blocking;
 use super::identify;
@@ -36,13 +36,10 @@ enum Offset {
 pub fn write(fd: i32, buffer: *const u8, bytes: usize) -> isize {
     if let Some(ring) = state::ring() {
         match identify::descriptor(ring, fd) {
-            Verdict::File(file, flags) if bytes > 0 => {
-                let part = iovec { iov_base: buffer.cast_mut().cast(), iov_len: bytes };
-                return record_write(ring, Target { fd, file, flags }, &[part], Offset::Current, 0);
-            }
+            Verdict::File(file, flags) if bytes > 0 => return record_one(ring, Target { fd, file, flags }, buffer, bytes, -1),
             Verdict::Outside(flags) => {
                 // SAFETY: the program's own call, as it made it.
-                return blocking::call(flags, || unsafe { syscall!(libc::SYS_write, fd, buffer, bytes) });
+                return blocking::call(flags, move || unsafe { syscall3(libc::SYS_write, fd as usize, buffer as usize, bytes) });
             }
             _ => {}
         }
@@ -59,11 +56,19 @@ pub fn pwrite(fd: i32, buffer: *const u8, bytes: usize, offset: i64) -> isize {
         && bytes > 0
         && offset >= 0
     {
-        let part = iovec { iov_base: buffer.cast_mut().cast(), iov_len: bytes };
-        return record_write(ring, Target { fd, file, flags }, &[part], Offset::At(offset), 0);
+        return record_one(ring, Target { fd, file, flags }, buffer, bytes, offset);
     }
     // SAFETY: the program's own call, as it made it.
     unsafe { syscall!(libc::SYS_pwrite64, fd, buffer, bytes, offset) }
+}
+
+/// A write from one buffer; offset -1 means the descriptor's position. Apart, so that calls on other descriptors don't
+/// pay for its frame.
+#[inline(never)]
+fn record_one(ring: &Ring, target: Target, buffer: *const u8, bytes: usize, offset: i64) -> isize {
+    let part = iovec { iov_base: buffer.cast_mut().cast(), iov_len: bytes };
+    let offset = if offset < 0 { Offset::Current } else { Offset::At(offset) };
+    record_write(ring, target, &[part], offset, 0)
 }
 
 /// writev(2).
