@@ -79,6 +79,42 @@ fn mount_flags(fd: c_int) -> Option<i64> {
     (result == 0).then(|| unsafe { answer.as_ptr().cast::<u8>().add(FLAGS_AT).cast::<i64>().read() })
 }
 
+/// True when this process runs a Go program: those make their system calls themselves, also where the loader has put
+/// libc and us beside them for their parts in C. Reads the program's headers where the loader has left them.
+pub fn is_go_program() -> bool {
+    // SAFETY: values that the kernel has passed to the process.
+    let (headers, count) = unsafe { (libc::getauxval(libc::AT_PHDR), libc::getauxval(libc::AT_PHNUM)) };
+    if headers == 0 {
+        return false;
+    }
+    let bytes = (count as usize).saturating_mul(SEGMENT_BYTES);
+    // SAFETY: the program's own headers, mapped for as long as it runs.
+    let headers_bytes = unsafe { core::slice::from_raw_parts(headers as *const u8, bytes) };
+    let segments = || headers_bytes.chunks_exact(SEGMENT_BYTES).filter_map(Segment::of);
+    let own = segments().find(|segment| segment.kind == libc::PT_PHDR);
+    let base = own.map_or(0, |own| headers.wrapping_sub(own.address));
+    segments().filter(|segment| segment.kind == libc::PT_NOTE).any(|segment| {
+        let address = base.wrapping_add(segment.address) as *const u8;
+        // SAFETY: notes lie in a loaded segment.
+        has_go_note(unsafe { core::slice::from_raw_parts(address, segment.length as usize) })
+    })
+}
+
+/// True when the note is there that Go's linker puts into every program: name "Go", type 4, its build's identity.
+fn has_go_note(mut notes: &[u8]) -> bool {
+    const GO_BUILD_ID: u32 = 4;
+    let number = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let round = |bytes: u32| (bytes as usize).saturating_add(3) & !3;
+    while let (Some(name), Some(value), Some(kind)) = (number(notes, 0), number(notes, 4), number(notes, 8)) {
+        if kind == GO_BUILD_ID && notes.get(12..15) == Some(&b"Go\0"[..]) {
+            return true;
+        }
+        let next = round(name).saturating_add(round(value)).saturating_add(12);
+        notes = notes.get(next..).unwrap_or_default();
+    }
+    false
+}
+
 /// A file that is about to be run.
 struct Target {
     stat: libc::stat,
@@ -206,8 +242,10 @@ impl Contents {
                 libc::PT_INTERP => {
                     let length = segment.length.min(WINDOW as u64) as usize;
                     let name = self.bytes(segment.offset, length).unwrap_or_default();
-                    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                    return if is_our_loader(name) { Reason::None } else { Reason::OtherLibc };
+                    let Ok(name) = CStr::from_bytes_until_nul(name) else { return Reason::None };
+                    // Where the loader is missing, the call fails.
+                    let ours = is_our_loader(name.to_bytes()) || stat_at(HERE, name.as_ptr(), 0).is_err();
+                    return if ours { Reason::None } else { Reason::OtherLibc };
                 }
                 libc::PT_DYNAMIC => dynamic = Some(segment),
                 _ => {}
@@ -379,6 +417,18 @@ mod tests {
         assert_eq!(Format::of(b"#!/bin/sh"), Format::Script);
         assert_eq!(Format::of(b"echo"), Format::Unknown);
         assert_eq!(Format::of(b""), Format::Unknown);
+    }
+
+    #[test]
+    fn go_is_known_by_its_note() {
+        let build_id = b"\x04\0\0\0\x03\0\0\0\x03\0\0\0GNU\0abc\0";
+        let go = b"\x04\0\0\0\x05\0\0\0\x04\0\0\0Go\0\0abcde\0\0\0";
+        assert!(has_go_note(go));
+        assert!(has_go_note(&[&build_id[..], go].concat()));
+        assert!(!has_go_note(build_id));
+        assert!(!has_go_note(b""));
+        assert!(!has_go_note(b"\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0"));
+        assert!(!is_go_program());
     }
 
     #[test]

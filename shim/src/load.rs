@@ -10,7 +10,7 @@ use crate::exports;
 use crate::hooks::process;
 use crate::patch;
 use crate::state;
-use crate::sys::{HERE, close, is_error, now_ns, read_link, stat_descriptor, syscall};
+use crate::sys::{HERE, close, is_error, stat_descriptor, syscall};
 
 /// Run by the loader, before `main` and after the constructors of the libraries that we need (libc).
 #[used]
@@ -29,7 +29,7 @@ unsafe extern "C" fn initialise(_: c_int, _: *const *const c_char, environment: 
     let Some(ring_path) = ring_path(set, value) else { return };
     let Some(ring) = attach(&ring_path) else { return };
     state::PID.store(journal::sys::process_id(), core::sync::atomic::Ordering::Relaxed);
-    announce(&ring);
+    process::attach(&ring);
     state::publish(ring);
     process::prepare();
     let mut patches = exports::patches();
@@ -123,13 +123,6 @@ fn attach(path: &Buffer) -> Option<Ring> {
             None
         }
     }
-}
-
-/// Enters this process into the table of processes.
-fn announce(ring: &Ring) {
-    let mut program = [0; 256];
-    let length = read_link(HERE, c"/proc/self/exe".as_ptr(), &mut program).unwrap_or(0);
-    ring.attach_process(journal::sys::process_id(), program.get(..length).unwrap_or_default(), now_ns());
 }
 
 /// Switches one hook off, by a name of the function: for tests, which must notice. Moves the hook's patches to the end of

@@ -14,7 +14,7 @@ use journal::processes::Reason;
 use journal::record::Kind as RecordKind;
 use journal::sys::process_id;
 
-use crate::elf::classify;
+use crate::elf::{classify, is_go_program};
 use crate::exec::{Environment, Library, with_environment};
 use crate::operation::{Draft, Operation};
 use crate::readable::string;
@@ -42,15 +42,21 @@ pub fn prepare() {
 /// Enters the child into the table of processes.
 unsafe extern "C" fn after_fork_in_child() {
     state::PID.store(process_id(), Ordering::Relaxed);
-    attach_again();
+    if let Some(ring) = state::ring() {
+        attach(ring);
+    }
 }
 
 /// Says that the library runs in this process, and what program that is.
-fn attach_again() {
-    let Some(ring) = state::ring() else { return };
+pub fn attach(ring: &Ring) {
     let mut program = [0; 256];
     let length = read_link(HERE, c"/proc/self/exe".as_ptr(), &mut program).unwrap_or(0);
-    ring.attach_process(process_id(), program.get(..length).unwrap_or_default(), now_ns());
+    let program = program.get(..length).unwrap_or_default();
+    if is_go_program() {
+        announce(ring, program, Reason::Static);
+    } else {
+        ring.attach_process(process_id(), program, now_ns());
+    }
 }
 
 /// vfork(2).
@@ -224,7 +230,7 @@ unsafe fn guarded(
     // SAFETY: the caller's promise.
     let result = unsafe { with_environment(environment, library, call) };
     if is_error(result) {
-        attach_again();
+        attach(ring);
     }
     result
 }
