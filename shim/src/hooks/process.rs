@@ -102,7 +102,7 @@ pub unsafe extern "C" fn vfork() -> c_int {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn vfork() -> c_int {
     core::arch::naked_asm!(
-        "hint 36",
+        "hint 34",
         "stp x29, x30, [sp, -16]!",
         "bl {before}",
         "ldp x29, x30, [sp], 16",

@@ -90,7 +90,7 @@ core::arch::global_asm!(
     ".type lockstep_call_and_copy_errno, @function",
     "lockstep_call_and_copy_errno:",
     ".cfi_startproc",
-    "hint 36",
+    "hint 34",
     "stp x29, x30, [sp, -48]!",
     ".cfi_def_cfa_offset 48",
     ".cfi_offset x29, -48",
