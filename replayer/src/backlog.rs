@@ -87,7 +87,7 @@ impl Backlog {
     /// Wakes every worker that sleeps: there is something to apply.
     pub fn wake_workers(&self) {
         for mirror in self.mirrors.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            mirror.wake();
+            mirror.wake_for_records();
         }
     }
 
@@ -153,6 +153,11 @@ fn is_served(mirror: &Mirror) -> bool {
 }
 
 impl Frozen<'_> {
+    /// How long it has lasted.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     /// True while programs are really kept out.
     pub fn holds(&self) -> bool {
         self.since.elapsed() < FREEZE_MAX && self.backlog.ring.header().frozen.0.load(Ordering::SeqCst) != 0

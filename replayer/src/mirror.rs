@@ -77,6 +77,7 @@ pub struct Mirror {
     busy_since_ns: AtomicU64,
     facts: Mutex<Facts>,
     orders: Sender<Order>,
+    listens: AtomicBool,
     doze: Doze,
 }
 
@@ -94,6 +95,7 @@ impl Mirror {
             busy_since_ns: AtomicU64::new(0),
             facts: Mutex::new(facts),
             orders,
+            listens: AtomicBool::new(false),
             doze: Doze::default(),
         }
     }
@@ -101,11 +103,6 @@ impl Mirror {
     /// Gives an order and wakes the worker. Orders to a worker that has ended are lost with it.
     pub fn order(&self, order: Order) {
         let _ = self.orders.send(order);
-        self.doze.wake();
-    }
-
-    /// Wakes the worker if it sleeps.
-    pub fn wake(&self) {
         self.doze.wake();
     }
 
@@ -131,6 +128,18 @@ impl Mirror {
 
     fn lock(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether the worker wants to be woken for records.
+    pub fn set_listening(&self, listening: bool) {
+        self.listens.store(listening, Ordering::SeqCst);
+    }
+
+    /// Wakes the worker if it sleeps and there being records matters to it.
+    pub fn wake_for_records(&self) {
+        if self.listens.load(Ordering::SeqCst) {
+            self.doze.wake();
+        }
     }
 
     /// True while its place holds space back.

@@ -220,6 +220,8 @@ struct Running {
     saved: Instant,
     needless_since: Option<Instant>,
     lock: ReplayerLock,
+    /// Who is told when everything has ended.
+    done: Vec<Sender<()>>,
 }
 
 impl Running {
@@ -258,18 +260,31 @@ impl Running {
         catch_signals(&replayer)?;
         let control = control::Server::start(&replayer)?;
         log::info!("replaying {} from {}", replayer.primary.display(), start.place.seq + 1);
-        Ok(Self { replayer, events, sequencer, workers, control, saved: Instant::now(), needless_since: None, lock })
+        Ok(Self {
+            replayer,
+            events,
+            sequencer,
+            workers,
+            control,
+            saved: Instant::now(),
+            needless_since: None,
+            lock,
+            done: Vec::new(),
+        })
     }
 
     fn serve(mut self, lifetime: Lifetime) -> Exit {
         let mut next_tick = Instant::now() + TICK;
-        let (now, done) = loop {
+        let now = loop {
             match self.events.recv_deadline(next_tick) {
-                Ok(Event::Stop { now, done }) => break (now, done),
+                Ok(Event::Stop { now, done }) => {
+                    self.done.extend(done);
+                    break now;
+                }
                 Ok(Event::Signal) => {
                     let drained = self.drain(Some(Instant::now() + DRAIN_MAX_SIGNAL));
                     log::info!("ending on a signal, {}", if drained { "drained" } else { "not drained" });
-                    break (true, None);
+                    break true;
                 }
                 Ok(Event::Reload { answer }) => {
                     // The asker may have gone away.
@@ -284,7 +299,7 @@ impl Running {
                     next_tick = Instant::now() + TICK;
                     self.tick();
                     if lifetime == Lifetime::WhileNeeded && self.is_needless() {
-                        break (false, None);
+                        break false;
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("this thread holds a sender itself"),
@@ -293,7 +308,7 @@ impl Running {
         if !now {
             self.drain(None);
         }
-        self.end(done);
+        self.end();
         Exit::Done
     }
 
@@ -362,8 +377,10 @@ impl Running {
     }
 
     /// Waits until every mirror that is being served has applied what the ring holds now.
-    fn drain(&self, deadline: Option<Instant>) -> bool {
-        let backlog = &self.replayer.backlog;
+    fn drain(&mut self, deadline: Option<Instant>) -> bool {
+        let replayer = Arc::clone(&self.replayer);
+        let (events, done) = (&self.events, &mut self.done);
+        let backlog = &replayer.backlog;
         let goal = backlog.ring.claims().end();
         let served = |state| matches!(state, MirrorState::Current | MirrorState::CatchingUp | MirrorState::Resyncing);
         for mirror in backlog.mirrors() {
@@ -372,9 +389,21 @@ impl Running {
         let drained = backlog.changes.wait_for(deadline, || {
             let level = reached(backlog.ready.position(), goal)
                 && backlog.mirrors().iter().all(|mirror| !served(mirror.facts().state) || mirror.has_settled(goal));
-            // A second request ends the patience.
-            let hurried =
-                self.events.try_iter().any(|event| matches!(event, Event::Signal | Event::Stop { now: true, .. }));
+            let mut hurried = false;
+            for event in events.try_iter() {
+                match event {
+                    // A second request ends the patience.
+                    Event::Signal => hurried = true,
+                    Event::Stop { now, done: another } => {
+                        hurried |= now;
+                        done.extend(another);
+                    }
+                    Event::Reserve => drop(replayer.reserve_after(backlog.ready.load().seq)),
+                    Event::NotFollowed { since } => replayer.mark_incomplete(since),
+                    // Who asked for a reload sees that nobody answers; damage shows in the mirrors that were let go.
+                    Event::Reload { .. } | Event::Damaged => {}
+                }
+            }
             (level || hurried).then_some(level)
         });
         drained.unwrap_or(false)
@@ -439,8 +468,8 @@ impl Running {
     }
 
     /// Ends every thread and leaves everything in order for the next replayer.
-    fn end(self, done: Option<Sender<()>>) {
-        let Self { replayer, sequencer, mut workers, control, lock, .. } = self;
+    fn end(self) {
+        let Self { replayer, sequencer, mut workers, control, lock, done, .. } = self;
         control.close();
         let deadline = Instant::now() + END_MAX;
         for mirror in replayer.backlog.mirrors() {
@@ -465,7 +494,7 @@ impl Running {
         log::info!("ended at {}", replayer.backlog.ready.load().seq);
         // Before the answer, so that who gets it can start another replayer at once.
         drop(lock);
-        if let Some(done) = done {
+        for done in done {
             // A rendezvous: the process must not end before the answer is on its way.
             let _ = done.send_timeout((), END_MAX);
             let _ = done.send_timeout((), Duration::from_millis(500));
@@ -615,3 +644,6 @@ fn join(thread: JoinHandle<()>, deadline: Instant) -> bool {
     }
     thread.join().is_ok()
 }
+
+#[cfg(test)]
+mod tests;

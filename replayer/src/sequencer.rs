@@ -1,8 +1,8 @@
 //! The sequencer: the one thread that walks the ring from end to end.
 //!
-//! It gives each record that took effect its sequence number, settles what the dead and the stopped have left
-//! undecided, keeps the set-wide bindings that a mirror begins with, and says how far workers may read. It never
-//! touches a mirror and waits for none.
+//! It gives each record that took effect its sequence number, settles what the dead have left undecided, keeps the
+//! set-wide bindings that a mirror begins with, and says how far workers may read. It never touches a mirror and waits
+//! for none.
 
 use std::fs;
 use std::sync::Arc;
@@ -63,8 +63,14 @@ pub struct Sequencer {
     ceiling: u64,
     names: Names,
     swept: Instant,
-    /// The undecided record at the head, and since when it is.
-    undecided: Option<(Position, Instant)>,
+    undecided: Option<Undecided>,
+}
+
+/// The oldest record, while its owner has not decided it.
+struct Undecided {
+    position: Position,
+    since: Instant,
+    is_told: bool,
 }
 
 impl Sequencer {
@@ -226,33 +232,19 @@ impl Sequencer {
         if ring.is_dead(claim.owner) {
             return ring.settle(claim.owner, Some(self.me)).is_some();
         }
-        match self.undecided {
-            Some((position, since)) if position == claim.position => {
-                if since.elapsed() < STOPPED_AFTER {
-                    return false;
+        match &mut self.undecided {
+            Some(undecided) if undecided.position == claim.position => {
+                if !undecided.is_told && undecided.since.elapsed() >= STOPPED_AFTER {
+                    undecided.is_told = true;
+                    tell_stopped(&self.replayer, claim);
                 }
-                self.undecided = Some((position, Instant::now()));
-                self.overtake_stopped(claim)
             }
             _ => {
-                self.undecided = Some((claim.position, Instant::now()));
-                false
+                let (position, since) = (claim.position, Instant::now());
+                self.undecided = Some(Undecided { position, since, is_told: false });
             }
         }
-    }
-
-    /// Decides the intent of a stopped thread (SIGSTOP, a debugger, a frozen cgroup) as one to be re-read. When the
-    /// thread goes on it finds that its commit fails, and records a re-read of its own.
-    fn overtake_stopped(&self, claim: Claim) -> bool {
-        let ring = &self.replayer.backlog.ring;
-        let Some(slot) = ring.slot(claim.owner) else { return false };
-        let (pid, tid) = (slot.pid.load(Ordering::Relaxed), slot.tid.load(Ordering::Relaxed));
-        let overtaken = is_stopped(pid, tid) && ring.claims().decide(claim, Fate::Intent, Fate::Repair);
-        if overtaken {
-            log::warn!("thread {tid} of process {pid} is stopped inside a change; what it changes is re-read");
-            ring.header().repairs.fetch_add(1, Ordering::Relaxed);
-        }
-        overtaken
+        false
     }
 
     /// Settles dead threads that nobody has stumbled over.
@@ -303,11 +295,16 @@ fn concerns_names(header: &Header) -> bool {
     }
 }
 
-/// True when the thread can't run now although it wants to: stopped by a signal, a tracer or a frozen cgroup.
-fn is_stopped(pid: u32, tid: u32) -> bool {
-    let Ok(text) = fs::read(format!("/proc/{pid}/task/{tid}/stat")) else { return false };
+/// Says which thread all mirrors wait for, if it can't run now: stopped by a signal, a tracer or a frozen cgroup. Its
+/// record is not taken from it, because it would write into the ring when it goes on.
+fn tell_stopped(replayer: &Replayer, claim: Claim) {
+    let Some(slot) = replayer.backlog.ring.slot(claim.owner) else { return };
+    let (pid, tid) = (slot.pid.load(Ordering::Relaxed), slot.tid.load(Ordering::Relaxed));
+    let Ok(text) = fs::read(format!("/proc/{pid}/task/{tid}/stat")) else { return };
     let state = text.iter().rposition(|byte| *byte == b')').and_then(|at| text.get(at + 2));
-    matches!(state, Some(b'T' | b't'))
+    if matches!(state, Some(b'T' | b't')) {
+        log::warn!("thread {tid} of process {pid} is stopped inside a change; mirrors wait for it");
+    }
 }
 
 impl Replayer {
@@ -319,7 +316,7 @@ impl Replayer {
     }
 
     /// Finds out from the primary whether a rename took effect whose caller died before it could say so.
-    fn rename_happened(&self, record: &Record<'_>) -> bool {
+    pub fn rename_happened(&self, record: &Record<'_>) -> bool {
         let names = |path: &[u8]| {
             use std::os::unix::ffi::OsStrExt;
             use std::os::unix::fs::MetadataExt;
