@@ -125,8 +125,8 @@ impl Plan {
 
     fn carry_out(&self, call: &mut dyn FnMut(Environment) -> isize) -> isize {
         match self.words() {
-            ..=256 => self.in_frame::<256>(call),
-            ..=1280 => self.in_frame::<1280>(call),
+            0..=256 => self.in_frame::<256>(call),
+            257..=1280 => self.in_frame::<1280>(call),
             words => self.in_mapping(words, call),
         }
     }
@@ -159,9 +159,10 @@ impl Plan {
         for index in 0..self.count {
             // SAFETY: `Plan::of` has found the entries readable.
             let mut entry = unsafe { self.environment.add(index).read_unaligned() };
-            // SAFETY: as above; and entries that begin with this letter were read to their end.
-            let spelled =
-                if unsafe { *entry } == b'L' as c_char { unsafe { CStr::from_ptr(entry) }.to_bytes() } else { b"" };
+            // SAFETY: as above.
+            let is_named_alike = unsafe { *entry } == b'L' as c_char;
+            // SAFETY: entries that begin with this letter were read to their end.
+            let spelled = if is_named_alike { unsafe { CStr::from_ptr(entry) }.to_bytes() } else { b"" };
             if spelled.starts_with(PRELOAD) {
                 match self.preload {
                     Some((last, value)) if last == index => match self.preload(value, &mut text) {
@@ -317,5 +318,63 @@ impl Drop for Mapping {
         }
         // SAFETY: the mapping is ours and not used any more.
         unsafe { syscall!(libc::SYS_munmap, self.address, self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: &str = "/lib/liblockstep_shim.so";
+
+    /// The environment that a program gets, for one that its caller has passed.
+    fn repaired(environment: &[&str], library: Library) -> Vec<String> {
+        state::LIBRARY.set(OURS.as_bytes());
+        state::SET.set(b"set");
+        state::STATE_DIR.set(b"/state");
+        let strings: Vec<_> =
+            environment.iter().map(|entry| std::ffi::CString::new(*entry).expect("no zero inside")).collect();
+        let mut pointers: Vec<_> = strings.iter().map(|entry| entry.as_ptr()).collect();
+        pointers.push(core::ptr::null());
+        let mut seen = Vec::new();
+        let mut call = |environment: Environment| {
+            let mut place = environment;
+            // SAFETY: a null-terminated array of strings.
+            while let Some(entry) = unsafe { (*place).as_ref() } {
+                // SAFETY: as above.
+                seen.push(unsafe { CStr::from_ptr(entry) }.to_str().expect("text of this test").to_owned());
+                place = place.wrapping_add(1);
+            }
+            0
+        };
+        // SAFETY: an environment that lives until the end.
+        unsafe { with_environment(pointers.as_ptr(), library, &mut call) };
+        seen
+    }
+
+    #[test]
+    fn environment_gets_what_it_lacks_and_keeps_the_rest() {
+        let settings = ["LOCKSTEP_SET=set", "LOCKSTEP_STATE_DIR=/state"];
+        let preload = format!("LD_PRELOAD={OURS}");
+        assert_eq!(repaired(&[], Library::Wanted), [settings[0], settings[1], &preload]);
+        assert_eq!(repaired(&["A=1", "LOCKSTEP_SET=x"], Library::Wanted), ["A=1", settings[0], settings[1], &preload]);
+        let right = ["LOCKSTEP_STATE_DIR=/state", "LANG=C", &preload, "LOCKSTEP_SET=set"];
+        assert_eq!(repaired(&right, Library::Wanted), right);
+    }
+
+    #[test]
+    fn other_preloads_keep_place_and_order() {
+        let settings = ["LOCKSTEP_SET=set", "LOCKSTEP_STATE_DIR=/state"];
+        let preload = |given: &str, library| {
+            let given = format!("LD_PRELOAD={given}");
+            repaired(&[&given, settings[0], settings[1]], library)
+        };
+        let first = |environment: Vec<String>| environment.first().cloned().unwrap_or_default();
+        assert_eq!(first(preload("a.so b.so", Library::Wanted)), format!("LD_PRELOAD={OURS}:a.so:b.so"));
+        assert_eq!(first(preload(&format!("a.so {OURS}"), Library::Wanted)), format!("LD_PRELOAD=a.so {OURS}"));
+        assert_eq!(first(preload(&format!("a.so {OURS}:b.so"), Library::Unwanted)), "LD_PRELOAD=a.so:b.so");
+        assert_eq!(preload(&format!(" {OURS}:"), Library::Unwanted), settings);
+        assert_eq!(first(preload("/old/liblockstep_shim.so:a.so", Library::Wanted)), format!("LD_PRELOAD={OURS}:a.so"));
+        assert_eq!(first(preload("a.so", Library::Unwanted)), "LD_PRELOAD=a.so");
     }
 }

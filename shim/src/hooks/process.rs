@@ -261,7 +261,7 @@ fn outlook(dirfd: c_int, path: *const c_char, flags: c_int, library: &CStr) -> O
 ///
 /// # Safety
 /// As for [`string`].
-unsafe fn program<'a>(dirfd: c_int, path: *const c_char, link: &'a mut [u8; 256]) -> &'a [u8] {
+unsafe fn program(dirfd: c_int, path: *const c_char, link: &mut [u8; 256]) -> &[u8] {
     // SAFETY: the caller's promise.
     let name = unsafe { string(path) }.unwrap_or_default();
     if !name.is_empty() {
