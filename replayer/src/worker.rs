@@ -512,6 +512,10 @@ impl Worker {
             self.replayer.backlog.release();
             return self.tell_current();
         }
+        if self.mirror.facts().state == MirrorState::CatchingUp {
+            // Settled before it came to rest, because somebody waited.
+            self.tell_current();
+        }
         if self.settle_for.take().is_some() {
             // Asked again for what is settled already; times may have been set without a record since.
             return self.settle();
