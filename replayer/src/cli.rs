@@ -15,6 +15,7 @@ mod status;
 mod stop;
 mod supervisor;
 
+mod verify;
 mod wait;
 
 use crate::exit::Exit;
@@ -251,9 +252,26 @@ fn later(command: &str) -> anyhow::Result<Exit> {
 
 /// Says what went wrong, a line of it at a time, each with our name before it.
 fn complain(error: &anyhow::Error) {
-    for line in format!("{error:#}").lines() {
+    for line in describe(error).lines() {
         eprintln!("lockstep: {line}");
     }
+}
+
+/// An error and its causes in one line, then what they advise, a line each.
+fn describe(error: &anyhow::Error) -> String {
+    let (mut what, mut advice) = (String::new(), Vec::new());
+    for cause in error.chain().map(ToString::to_string) {
+        let (head, rest) = cause.split_once('\n').unwrap_or((&cause, ""));
+        // Errors of our own have said what their cause says.
+        if !what.contains(head) {
+            if !what.is_empty() {
+                what.push_str(": ");
+            }
+            what.push_str(head);
+        }
+        advice.extend(rest.lines().map(str::to_owned).filter(|line| !advice.contains(line)).collect::<Vec<_>>());
+    }
+    std::iter::once(what).chain(advice).collect::<Vec<_>>().join("\n")
 }
 
 /// Somebody who has read enough, `lockstep status | head`, has done nothing wrong.
@@ -311,6 +329,22 @@ mod tests {
         assert_eq!(command("lockstep --set run --color=never status"), Some("status".into()));
         assert_eq!(command("lockstep -v run --bad"), Some("run".into()));
         assert_eq!(command("lockstep --version"), None);
+    }
+
+    #[test]
+    fn an_unknown_option_of_run_is_not_taken_for_a_program() {
+        assert!(Cli::try_parse_from(["lockstep", "run", "--primray", "/p", "--", "ls"]).is_err());
+        assert!(Cli::try_parse_from(["lockstep", "run", "--primary", "/p", "--", "--odd-name", "-x"]).is_ok());
+    }
+
+    #[test]
+    fn an_error_is_told_once_with_its_advice_last() {
+        let inner = std::io::Error::from_raw_os_error(2);
+        let error = ProgramError::CannotExecute { program: "x".into(), source: inner };
+        let text = describe(&anyhow::Error::new(error).context("cannot do it"));
+        let (first, advice) = text.split_once('\n').expect("there is advice");
+        assert_eq!(first, "cannot do it: cannot run \"x\": No such file or directory (os error 2)");
+        assert!(!advice.contains("No such file"), "{advice}");
     }
 
     #[test]

@@ -62,6 +62,13 @@ impl Limits {
         self.0.contains(&limit)
     }
 
+    /// The limits that these words stand for; words that mean nothing here are left out.
+    pub fn from_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
+        use Limit::{Acl, Device, Fifo, Flags, Hardlink, Mode, Owner, Socket, Symlink, Xattr};
+        let all = [Owner, Xattr, Acl, Device, Fifo, Socket, Symlink, Hardlink, Mode, Flags];
+        Self(words.into_iter().filter_map(|word| all.into_iter().find(|limit| limit.word() == word)).collect())
+    }
+
     /// The words, in order.
     pub fn words(&self) -> impl Iterator<Item = &'static str> {
         self.0.iter().map(|limit| limit.word())

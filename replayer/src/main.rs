@@ -20,6 +20,7 @@ mod names;
 mod paths;
 mod repair;
 mod replay;
+mod resync;
 mod ring_file;
 mod sequencer;
 mod set;
@@ -27,6 +28,7 @@ mod settle;
 mod site;
 mod status;
 mod tree;
+mod verify;
 mod worker;
 mod xattrs;
 

@@ -43,7 +43,7 @@ const LAG_SECONDS_MAX: f64 = 60.0;
 pub fn main(report: anyhow::Result<Report>) -> anyhow::Result<Exit> {
     let (level, text) = match &report {
         Ok(report) => judge(report),
-        Err(error) => (Level::Unknown, format!("{error:#}").replace('\n', "; ")),
+        Err(error) => (Level::Unknown, super::describe(error).replace('\n', "; ")),
     };
     writeln!(std::io::stdout(), "LOCKSTEP {} - {text}", level.word())?;
     Ok(level.exit())

@@ -58,6 +58,9 @@ pub enum Refusal {
         "cannot tell which directory to mirror: no --primary is given and no set is named\nname one: --primary DIR"
     )]
     NoPrimary,
+    /// More than one set could be meant.
+    #[error("there are several sets:\n{0}\nsay which: --set NAME")]
+    SeveralSets(String),
     /// The primary can't be one.
     #[error("cannot use {path:?} as primary: {reason}\nname an existing directory: --primary DIR")]
     Primary {
@@ -170,9 +173,11 @@ pub fn plan(state: Option<&StateDir>, state_path: &Path, wanted: &Wanted) -> Res
             }
             other.cloned()
         }
-        (None, None) => match &wanted.set {
-            Some(name) => return Err(Refusal::NoSuchSet(name.clone())),
-            None => return Err(Refusal::NoPrimary),
+        (None, None) => match (&wanted.set, sets.as_slice()) {
+            (Some(name), _) => return Err(Refusal::NoSuchSet(name.clone())),
+            (None, [only]) => Some(only.clone()),
+            (None, []) => return Err(Refusal::NoPrimary),
+            (None, several) => return Err(Refusal::SeveralSets(list(several))),
         },
     };
     let mut settings = match (&existing, primary) {
@@ -277,6 +282,12 @@ impl Made {
             let _ = std::fs::remove_dir(directory);
         }
     }
+}
+
+/// Names and primaries of sets, a line each.
+pub fn list(sets: &[Set]) -> String {
+    let lines: Vec<_> = sets.iter().map(|set| format!("  {}: {:?}", set.name(), set.settings.primary)).collect();
+    lines.join("\n")
 }
 
 fn new_settings(wanted: &Wanted, primary: PathBuf, sets: &[Set]) -> Result<Settings, Refusal> {

@@ -60,7 +60,7 @@ pub struct Run {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(RING_BYTES_MIN..=RING_BYTES_MAX))]
     ring_bytes: Option<u64>,
     /// The program and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
@@ -449,7 +449,7 @@ fn wait_for_mirrors(set: &Set, supervisor: &mut Supervisor, signals: &Signals) {
         Ok(None) => {
             eprintln!("lockstep: interrupted: mirrors may be behind; see: lockstep --set {} status", set.name());
         }
-        Err(error) => eprintln!("lockstep: cannot wait for the mirrors: {error:#}"),
+        Err(error) => super::complain(&error.context("cannot wait for the mirrors")),
     }
 }
 
@@ -506,11 +506,15 @@ fn wait_readable(asked: &Asked, signals: &Signals) -> Waited {
 mod tests {
     use super::*;
 
-    fn exit(script: &str) -> Exit {
-        let signals = Signals::collect().expect("signals can be collected");
-        let arguments = ["-c", script].map(OsString::from);
-        let program = start(&signals, "sh".as_ref(), &arguments, &[], None).expect("there is a shell");
-        Wrapped { signals, program, supervised: None, ring: None, path: Path::new("sh") }.wait()
+    /// In a thread of its own, because collecting signals changes the thread's mask for good.
+    fn exit(script: &'static str) -> Exit {
+        let run = move || {
+            let signals = Signals::collect().expect("signals can be collected");
+            let arguments = ["-c", script].map(OsString::from);
+            let program = start(&signals, "sh".as_ref(), &arguments, &[], None).expect("there is a shell");
+            Wrapped { signals, program, supervised: None, ring: None, path: Path::new("sh") }.wait()
+        };
+        std::thread::spawn(run).join().expect("no panic")
     }
 
     #[test]

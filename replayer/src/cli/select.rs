@@ -1,6 +1,7 @@
 //! Which sets and which mirror a command means (SPEC.md, "Fine print").
 
 use super::Global;
+use super::mirrors::{Refusal, list};
 use crate::set::{MirrorSettings, Set, StateDir};
 use anyhow::bail;
 
@@ -35,11 +36,7 @@ pub fn one_set(global: &Global) -> anyhow::Result<Set> {
             "there is no set in {:?}\nmake one: lockstep run --primary DIR --mirror DIR -- PROGRAM",
             StateDir::locate(global.state_dir())?
         ),
-        _ => {
-            let names: Vec<_> =
-                sets.iter().map(|set| format!("  {}: {:?}", set.name(), set.settings.primary)).collect();
-            bail!("there are several sets:\n{}\nsay which: --set NAME", names.join("\n"))
-        }
+        _ => Err(Refusal::SeveralSets(list(&sets)).into()),
     }
 }
 

@@ -99,7 +99,7 @@ impl Supervisor {
         if matches!(set.lock_replayer(), Ok(Some(_))) {
             self.restarts += 1;
             if let Err(error) = self.start(set) {
-                log::warn!("cannot start the replayer again: {error:#}");
+                log::debug!("cannot start the replayer again: {error:#}");
             }
         }
     }
