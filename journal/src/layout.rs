@@ -20,6 +20,8 @@ pub const STRIPES: usize = 2048;
 pub const PROCESSES: usize = 4096;
 /// Shared writable mappings that can be known at the same time.
 pub const MAPPINGS: usize = 2048;
+/// Asynchronous writes that can be in flight at the same time.
+pub const MARKS: usize = 4096;
 /// Mirrors of a set.
 pub const MIRRORS: usize = 32;
 /// Longest path of a primary, in bytes.
@@ -84,8 +86,10 @@ pub struct Header {
     pub mutant: AtomicU32,
     /// Slot number + 1 of the replayer's sequencer, whose life word tells whether the replayer lives; 0 for none.
     pub replayer_slot: AtomicU32,
-    /// Keeps the size fixed.
-    pub reserved: [AtomicU32; 2],
+    /// One more than the highest entry of [`Mapping`] ever used.
+    pub mappings_used: AtomicU32,
+    /// One more than the highest entry of [`Mark`] ever used.
+    pub marks_used: AtomicU32,
 }
 
 /// A thread that writes records.
@@ -135,12 +139,12 @@ pub struct Process {
     pub program: [AtomicU64; 13],
 }
 
-/// A shared writable mapping of a file of the primary.
+/// A shared mapping of a file of the primary through which stores can be made (`mappings.rs`).
 #[repr(C, align(128))]
 pub struct Mapping {
     /// Process number; 0 when the entry is free.
     pub pid: AtomicU32,
-    /// See the shim's `mapping.rs` and the replayer's `mappings.rs`.
+    /// See `mappings.rs`.
     pub state: AtomicU32,
     /// First address.
     pub address: AtomicU64,
@@ -148,14 +152,41 @@ pub struct Mapping {
     pub bytes: AtomicU64,
     /// Offset in the file.
     pub offset: AtomicU64,
-    /// Inode number.
+    /// Inode number; 0 while nothing is mapped yet.
     pub ino: AtomicU64,
-    /// Device of the inode.
-    pub dev: AtomicU64,
-    /// Start time of the process, in clock ticks since boot (/proc/PID/stat, field 22): tells a reused number.
-    pub started: AtomicU64,
+    /// Device of the inode, as in [`crate::record::FileId`].
+    pub dev: AtomicU32,
+    /// Counted up each time that the entry changes hands.
+    pub turn: AtomicU32,
     /// Keeps the size fixed.
-    pub reserved: [AtomicU64; 8],
+    pub reserved: [AtomicU64; 10],
+}
+
+/// An asynchronous write that is in flight, or whose end nobody has seen (`mappings.rs`).
+#[repr(C, align(64))]
+pub struct Mark {
+    /// Process number; 0 when the entry is free.
+    pub pid: AtomicU32,
+    /// Ends seen of writes with the same key, of which there are several.
+    pub seen: AtomicU32,
+    /// First byte in the file.
+    pub offset: AtomicU64,
+    /// Bytes; u64::MAX when the write appends.
+    pub bytes: AtomicU64,
+    /// Inode number; 0 while the entry is being filled.
+    pub ino: AtomicU64,
+    /// Device of the inode, as in [`crate::record::FileId`].
+    pub dev: AtomicU32,
+    /// Counted up each time that the entry changes hands.
+    pub turn: AtomicU32,
+    /// What names the write in its end: the address of its control block.
+    pub key: AtomicU64,
+    /// The context that it was given to.
+    pub context: AtomicU64,
+    /// `FLAG_…` of the records about it.
+    pub flags: AtomicU32,
+    /// Keeps the size fixed.
+    pub reserved: AtomicU32,
 }
 
 /// How far a mirror has applied.
@@ -193,6 +224,8 @@ pub struct Layout {
     pub processes: usize,
     /// [`MAPPINGS`] × [`Mapping`].
     pub mappings: usize,
+    /// [`MARKS`] × [`Mark`].
+    pub marks: usize,
     /// [`MIRRORS`] × [`Cursor`].
     pub cursors: usize,
     /// One control word a cell.
@@ -214,11 +247,12 @@ impl Layout {
         let stripes = slots + SLOTS * size_of::<Slot>();
         let processes = page(stripes + (2 * STRIPES + 1) * size_of::<Stripe>());
         let mappings = processes + PROCESSES * size_of::<Process>();
-        let cursors = mappings + MAPPINGS * size_of::<Mapping>();
+        let marks = mappings + MAPPINGS * size_of::<Mapping>();
+        let cursors = marks + MARKS * size_of::<Mark>();
         let control = page(cursors + MIRRORS * size_of::<Cursor>());
         let data = page(control + cells as usize * size_of::<u64>());
         let total = data + cells as usize * CELL_BYTES;
-        Self { primary, slots, stripes, processes, mappings, cursors, control, data, total }
+        Self { primary, slots, stripes, processes, mappings, marks, cursors, control, data, total }
     }
 }
 
@@ -239,5 +273,6 @@ const _: () = {
     assert!(size_of::<Stripe>() == 64);
     assert!(size_of::<Process>() == 128);
     assert!(size_of::<Mapping>() == 128);
+    assert!(size_of::<Mark>() == 64);
     assert!(size_of::<Cursor>() == 64);
 };

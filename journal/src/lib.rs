@@ -1,7 +1,7 @@
 //! The contract between the programs that lockstep wraps and its replayer, on one page.
 //!
-//! - Both sides map one file ([`layout`]): a header, a slot for each thread, two tables of locks, a table of
-//!   processes, cursors, and a ring of cells with a control word each.
+//! - Both sides map one file ([`layout`]): a header, a slot for each thread, two tables of locks, tables of
+//!   processes and mappings, cursors, and a ring of cells with a control word each.
 //! - A thread that is about to change the primary enters an operation and takes the locks of what it will touch
 //!   ([`locks`]), **claims** space ([`claims`]), writes the **intent**, lets the system call happen, **commits** with
 //!   the outcome or aborts, and leaves. Claims come before calls, so the order of the ring agrees with real time, with
@@ -18,6 +18,8 @@ pub mod claims;
 pub mod layout;
 #[cfg(not(loom))]
 pub mod locks;
+#[cfg(not(loom))]
+pub mod mappings;
 #[cfg(not(loom))]
 pub mod processes;
 pub mod record;

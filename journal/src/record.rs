@@ -118,6 +118,9 @@ pub const ATTRIBUTE_MTIME: u64 = 8;
 pub const FLAG_REPAIR: u8 = 1;
 /// [`Header::flags`]: `file` may lie outside the primary; unknown to the replayer, it is ignored.
 pub const FLAG_MAYBE_OUTSIDE: u8 = 2;
+/// [`Header::flags`], of [`Kind::Write`]: data beyond the end that the file has at this place in the order is not the
+/// file's (it lay in the last page of a mapping).
+pub const FLAG_WITHIN: u8 = 4;
 
 /// Owner and group in one word.
 pub const fn pack_owner(uid: u32, gid: u32) -> u64 {

@@ -10,8 +10,8 @@ use core::slice;
 
 use crate::claims::{CELL_BYTES, Claim, Claims, Fate, Owner, Peek, Position};
 use crate::layout::{
-    Cursor, Header, Layout, MAGIC, MAPPINGS, MIRRORS, Mapping, PROCESSES, Primary, Process, SLOTS, STRIPES, Slot,
-    Stripe, VERSION,
+    Cursor, Header, Layout, MAGIC, MAPPINGS, MARKS, MIRRORS, Mapping, Mark, PROCESSES, Primary, Process, SLOTS,
+    STRIPES, Slot, Stripe, VERSION,
 };
 use crate::locks::StripeIndex;
 use crate::record;
@@ -148,9 +148,12 @@ impl Ring {
         self.area(self.layout.processes, PROCESSES)
     }
 
-    /// The table of shared writable mappings.
-    pub fn mappings(&self) -> &[Mapping] {
+    pub(crate) fn mappings(&self) -> &[Mapping] {
         self.area(self.layout.mappings, MAPPINGS)
+    }
+
+    pub(crate) fn marks(&self) -> &[Mark] {
+        self.area(self.layout.marks, MARKS)
     }
 
     /// The cursors of the mirrors.
@@ -322,17 +325,17 @@ impl Ring {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::locks::Operation;
     use crate::record::{FileId, Kind};
 
     const CELLS: u32 = 16 * 1024;
 
-    struct Memory(*mut u8, usize);
+    pub(crate) struct Memory(*mut u8, usize);
 
     impl Memory {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let bytes = Layout::new(CELLS).total;
             // SAFETY: a new shared anonymous mapping; checked below.
             let base = unsafe {
@@ -351,7 +354,7 @@ mod tests {
             Self(base.cast(), bytes)
         }
 
-        fn ring(&self) -> Ring {
+        pub(crate) fn ring(&self) -> Ring {
             // SAFETY: the mapping stays until the test process ends (threads hold robust mutexes in it).
             unsafe { Ring::attach(self.0, self.1) }.expect("made just now")
         }
