@@ -8,16 +8,18 @@ use std::sync::OnceLock;
 ///
 /// `LOCKSTEP_BIN` names one that is built already; otherwise cargo builds it beside this test.
 pub fn lockstep() -> &'static Path {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let find = || {
         let built = match std::env::var_os("LOCKSTEP_BIN") {
             Some(path) => PathBuf::from(path),
-            None => build(),
+            None => build()?,
         };
         let copy = shared_directory().join("lockstep");
-        std::fs::copy(&built, &copy).unwrap_or_else(|error| panic!("cannot copy {}: {error}", built.display()));
-        copy
-    })
+        std::fs::copy(&built, &copy).map_err(|error| format!("cannot copy {}: {error}", built.display()))?;
+        Ok(copy)
+    };
+    // A build that failed once is not tried again for each test.
+    FOUND.get_or_init(find).as_ref().unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// The folder of a C program's source, in this crate.
@@ -63,7 +65,7 @@ fn remove_left_behind() {
     }
 }
 
-fn build() -> PathBuf {
+fn build() -> Result<PathBuf, String> {
     let this = std::env::current_exe().expect("the test binary has a path");
     let profile_directory = this.parent().and_then(Path::parent).expect("cargo puts tests into PROFILE/deps");
     let target_directory = profile_directory.parent().expect("PROFILE lies in the target directory");
@@ -78,9 +80,8 @@ fn build() -> PathBuf {
         .arg(target_directory)
         .current_dir(source(".."))
         .status()
-        .expect("cargo can be started");
-    assert!(status.success(), "cargo build -p lockstep failed");
-    profile_directory.join("lockstep")
+        .map_err(|error| format!("cannot start cargo: {error}"))?;
+    if status.success() { Ok(profile_directory.join("lockstep")) } else { Err("cargo build -p lockstep failed".into()) }
 }
 
 fn compile(name: &str, flags: &[&str]) -> Result<PathBuf, String> {

@@ -124,24 +124,18 @@ fn check(sandbox: &Sandbox, workload: &Workload, script: &Path) {
         .with("SRC", shared("workloads/src").unwrap_or_default())
         .with("BIN", shared_helpers().unwrap_or_default())
         .with("BELOW", "below");
-    let lower_layer = below.exists() && workload.name == "overlay";
-    let copy_of_lower = |side: &str| {
-        if lower_layer {
-            let target = sandbox.path(side).join("work");
-            let copied = std::process::Command::new("cp").arg("-a").arg(&below).arg(&target).status();
-            assert!(copied.is_ok_and(|status| status.success()), "cp -a {} failed", below.display());
+    if below.exists() && workload.name == "overlay" {
+        // Moved into the primary, not copied: there these files still lie in the lower layer.
+        for (command, side) in [("cp", "bare1"), ("cp", "bare2"), ("mv", "prime")] {
+            let target = sandbox.path(side).join("work/below");
+            let flag = if command == "cp" { "-a" } else { "-T" };
+            let placed = std::process::Command::new(command).arg(flag).arg(&below).arg(&target).status();
+            assert!(placed.is_ok_and(|status| status.success()), "{command} {} failed", below.display());
+            sandbox.give(&target);
+            for entry in std::fs::read_dir(&target).into_iter().flatten().flatten() {
+                sandbox.give(&entry.path());
+            }
         }
-    };
-    copy_of_lower("bare1");
-    copy_of_lower("bare2");
-    if lower_layer {
-        // Moved, not copied: these files still lie in the lower layer.
-        let job = std::process::Command::new("mv").arg(&below).arg(sandbox.primary().join("work")).status();
-        assert!(job.is_ok_and(|status| status.success()), "mv failed");
-        for entry in std::fs::read_dir(sandbox.primary().join("work/below")).into_iter().flatten().flatten() {
-            sandbox.give(&entry.path());
-        }
-        sandbox.give(&sandbox.primary().join("work/below"));
     }
     let _port = script.ends_with("redis.sh").then(|| ONE_PORT.lock().unwrap_or_else(|held| held.into_inner()));
     let (first, _) = sandbox.bare(&job);
