@@ -89,6 +89,13 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // It lies in shared memory, not in the temporary directory.
+        let _ = crate::ring_file::remove_ring(&self.set);
+    }
+}
+
 /// A replayer in a thread of the test.
 struct Replay {
     set: Set,
