@@ -131,6 +131,10 @@ impl Ring {
     /// Notes that `pid` is about to run `program`, which can be followed (`Reason::None`) or not.
     pub fn announce_exec(&self, pid: u32, program: &[u8], reason: Reason, now_ns: u64) {
         let Some(entry) = self.process_entry(pid) else { return };
+        // A process that executes right after fork or vfork, or that `run` starts, is announced before it attaches.
+        if reason == Reason::None && entry.state.load(Ordering::Acquire) == 0 {
+            self.header().attached.fetch_add(1, Ordering::Relaxed);
+        }
         set_program(entry, program);
         entry.execs.fetch_add(1, Ordering::Relaxed);
         entry.reason.store(reason as u32, Ordering::Relaxed);

@@ -268,7 +268,9 @@ fn reserve(set: &Set, bytes: u64) -> Result<(PathBuf, File), RingError> {
     let mut whole = set.state_dir().as_os_str().as_bytes().to_vec();
     whole.push(0);
     whole.extend_from_slice(set.name().as_bytes());
-    let name = format!("lockstep-{owner}-{:016x}-{:08x}-{boot}", fnv1a(&whole), random() as u32);
+    let of_set = format!("lockstep-{owner}-{:016x}-", fnv1a(&whole));
+    sweep(&of_set);
+    let name = format!("{of_set}{:08x}-{boot}", random() as u32);
     let places = [(Path::new(SHARED_MEMORY), SHARED_MEMORY_RESERVE_BYTES), (set.dir(), 0)];
     let mut last = io::Error::from(io::ErrorKind::StorageFull);
     for (dir, spare) in places {
@@ -296,6 +298,18 @@ fn reserve(set: &Set, bytes: u64) -> Result<(PathBuf, File), RingError> {
         }
     }
     Err(RingError::NoRoom { bytes, dir: set.dir().to_path_buf(), source: last })
+}
+
+/// Removes rings that an earlier set of this name and state directory has left in /dev/shm, unless they are in use: a
+/// state directory can be deleted by hand, and its rings lie elsewhere.
+fn sweep(prefix: &str) {
+    let entries = std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(prefix.as_bytes())) {
+        if !is_mapped(&entry.path()) {
+            // Nobody needs it; whoever removes it first is as good as another.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Reserves space where fallocate(2) can't: every byte is written.

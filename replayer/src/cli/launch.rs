@@ -227,7 +227,8 @@ impl Program {
             if let Some(Announcement { ring, path, reason }) = announcement {
                 let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
                 let now_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
-                ring.announce_exec(journal::sys::process_id(), path.as_os_str().as_bytes(), reason, now_ns);
+                let (pid, path) = (journal::sys::process_id(), path.as_os_str().as_bytes());
+                ring.announce_exec(pid, path, reason, now_ns);
             }
             let back = |ignored| if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
             set_action(libc::SIGPIPE, back(given & PIPE_IGNORED != 0));

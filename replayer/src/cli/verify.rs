@@ -238,19 +238,34 @@ struct Suspect {
     path: Vec<u8>,
     /// True where a whole object came or went, so that what is below it has not been looked at.
     whole: bool,
+    /// True where the names of one file differ: such are only seen together.
+    linked: bool,
 }
 
 impl Suspect {
     /// Takes what differs out of `found`.
     fn of(found: &mut Verified) -> Vec<Self> {
         let is_whole = |kind| matches!(kind, DifferenceKind::Missing | DifferenceKind::Extra | DifferenceKind::Type);
-        let differing = std::mem::take(&mut found.differences).into_iter();
-        let differing = differing.map(|Difference { kind, path, .. }| Self { path, whole: is_whole(kind) });
+        let differing = std::mem::take(&mut found.differences).into_iter().map(|Difference { kind, path, .. }| Self {
+            path,
+            whole: is_whole(kind),
+            linked: kind == DifferenceKind::Hardlink,
+        });
         // Names that went away while they were looked at are among these.
-        let unreadable = std::mem::take(&mut found.unreadable).into_iter().map(|(path, _)| Self { path, whole: true });
+        let unreadable = std::mem::take(&mut found.unreadable).into_iter();
+        let unreadable = unreadable.map(|(path, _)| Self { path, whole: true, linked: false });
         let mut suspects: Vec<_> = differing.chain(unreadable).collect();
-        suspects.sort_by(|a, b| a.path.cmp(&b.path).then(b.whole.cmp(&a.whole)));
-        suspects.dedup_by(|later, first| later.path == first.path);
+        suspects.sort();
+        suspects.dedup_by(|later, first| {
+            let same = later.path == first.path;
+            if same {
+                first.whole |= later.whole;
+                first.linked |= later.linked;
+            }
+            same
+        });
+        // Those that are looked at together come last, where they are taken first.
+        suspects.sort_by_key(|suspect| suspect.linked);
         suspects
     }
 }
@@ -264,7 +279,8 @@ impl Pair<'_> {
     /// Looks again at what was suspect, and adds to `found` what still is.
     fn again(&mut self, suspects: &[Suspect], found: &mut Verified) -> anyhow::Result<()> {
         let [primary, mirror] = &mut self.trees;
-        let (whole, single): (Vec<_>, Vec<_>) = suspects.iter().partition(|suspect| suspect.whole);
+        let below = |suspect: &&Suspect| suspect.whole && !suspect.linked;
+        let (whole, single): (Vec<_>, Vec<_>) = suspects.iter().partition(below);
         let mut add = |again: Verified| {
             found.differences.extend(again.differences);
             found.unreadable.extend(again.unreadable);
@@ -314,8 +330,12 @@ impl Pair<'_> {
             while let Some(suspect) = left.last()
                 && held.elapsed() < HOLD_UP
             {
-                self.again(std::slice::from_ref(suspect), found)?;
-                left.pop();
+                let first = match suspect.linked {
+                    true => left.partition_point(|suspect| !suspect.linked),
+                    false => left.len() - 1,
+                };
+                self.again(&left[first..], found)?;
+                left.truncate(first);
             }
             drop(asked);
             log::debug!("programs were held up for {:?}", held.elapsed());
