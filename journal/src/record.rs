@@ -62,9 +62,11 @@ kinds! {
     Truncate = 2,
     /// fallocate(2) on `file`: offset `a`, length `b`, mode `c`; the data is the size afterwards, u64 LE.
     Allocate = 3,
-    /// Regular file P1 was made as `file`: mode `a`, owner `b` (see [`pack_owner`]).
+    /// Regular file P1 was made: mode `a`, owner `b` (see [`pack_owner`]). `file` is none; the [`Kind::Bind`] that follows
+    /// tells it. What lies between the two with the same inode number is about an earlier file, which was closed
+    /// while this one was being made.
     Create = 4,
-    /// `file` was found under the name P1, and is about to be written or changed through a descriptor.
+    /// `file` was found under the name P1, or has just been made there, and may be changed through a descriptor.
     Bind = 5,
     /// Directory P1 was made: mode `a`, owner `b`.
     MakeDirectory = 6,

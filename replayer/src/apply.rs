@@ -57,6 +57,8 @@ pub struct Applier {
     pub(crate) owner: OwnerPolicy,
     pub(crate) buffers: Buffers,
     primary_root: FileId,
+    /// The file that a `Create` record has made, open, until the `Bind` record that tells its identity.
+    newborn: Option<(Vec<u8>, std::sync::Arc<rustix::fd::OwnedFd>)>,
 }
 
 impl Applier {
@@ -72,7 +74,7 @@ impl Applier {
         let ledger = Ledger::open(bindings_file)?;
         let limits = Limits::default();
         let buffers = Buffers::default();
-        let mut applier = Self { primary, mirror, ledger, limits, owner, buffers, primary_root };
+        let mut applier = Self { primary, mirror, ledger, limits, owner, buffers, primary_root, newborn: None };
         applier.remove_stray_unnamed()?;
         Ok(applier)
     }
@@ -87,9 +89,11 @@ impl Applier {
         &self.limits
     }
 
-    /// How many repairs wait.
+    /// How many repairs wait. Those of files without a name are of no account until they get one.
     pub fn pending_repairs(&self) -> usize {
-        self.ledger.pending().len()
+        let files = self.ledger.pending().file_ids();
+        let named = files.into_iter().filter(|file| self.ledger.bindings.names(*file).any(|name| !paths::is_reserved(name)));
+        self.ledger.pending().paths().count() + named.count()
     }
 
     /// False when the mirror's directory is not where it was, so that nothing written to it would be found.
@@ -145,7 +149,7 @@ impl Applier {
             Kind::RemoveXattr => self.set_xattr(record, None),
             Kind::Flags => self.flags(record),
             Kind::Reread => self.reread(record),
-            Kind::Import => self.import(path1),
+            Kind::Import => self.import(path1, file),
             Kind::CreateUnnamed => self.create_unnamed(record),
             Kind::NotFollowed | Kind::Sync => Ok(Applied::Done),
             Kind::RereadNames => self.reread_names(path1),

@@ -57,6 +57,8 @@ impl Names {
         let file = record.file();
         let (path1, path2) = (record.path1, record.path2);
         match record.kind {
+            // Without an identity, a `Bind` record follows with it.
+            Kind::Create if file.ino == 0 => self.enter(Entry::Remove(path1)),
             Kind::Create => self.enter(Entry::Bind(file, path1)),
             Kind::Bind if self.ledger.bindings.file(path1) == Some(file) => {}
             Kind::Bind => self.enter(Entry::AddName(file, path1)),

@@ -91,7 +91,8 @@ impl Resync {
             Kind::Truncate | Kind::Allocate => self.note_bytes(applier, record, 0, u64::MAX),
             Kind::Reread => self.note_bytes(applier, record, a, b),
             Kind::Create => {
-                applier.ledger.enter(Entry::Bind(file, path1));
+                let is_known = file.ino != 0;
+                applier.ledger.enter(if is_known { Entry::Bind(file, path1) } else { Entry::Remove(path1) });
                 self.dirty(applier, path1, Scope::One);
             }
             Kind::Bind => note_name(applier, file, path1),
@@ -103,6 +104,9 @@ impl Resync {
                 if !path1.is_empty() {
                     note_name(applier, file, path1);
                     self.dirty(applier, path1, Scope::One);
+                } else if !applier.ledger.bindings.has(file) {
+                    // It may have a name that was met when it had no other.
+                    self.unknown.insert(file);
                 }
                 note_name(applier, file, path2);
                 self.dirty(applier, path2, Scope::One);
@@ -122,7 +126,11 @@ impl Resync {
                 Some(path) => self.dirty(applier, &path, Scope::One),
                 None => self.note_bytes(applier, record, 0, 0),
             },
-            Kind::Import => self.dirty(applier, path1, Scope::Tree),
+            Kind::Import => {
+                // What comes in may have been here before.
+                applier.ledger.enter(Entry::ForgetGone);
+                self.dirty(applier, path1, Scope::Tree);
+            }
             Kind::RereadNames => self.dirty(applier, path1, Scope::Names),
             // What is written to a file without a name is read when it gets one.
             Kind::CreateUnnamed => applier.ledger.enter(Entry::Gone(file)),
@@ -225,7 +233,6 @@ impl Resync {
             }
             self.files.remove(&file);
         }
-        self.unknown.clear();
         applier.check_bindings()?;
         applier.repair_pending(Rest::AtRest)?;
         applier.settle(Rest::AtRest, usize::MAX)?;
@@ -258,9 +265,12 @@ impl Resync {
                 continue;
             }
             let is_there = applier.look(name)?.is_some_and(|stat| tree::file_type(&stat) == FileType::RegularFile);
+            // Names moved in the ledger and not in the mirror, so a descriptor may be that of another file.
+            applier.ledger.bindings.close(file);
             if !is_there || ranges.is_empty() || !applier.read_ranges(file, &ranges)? {
                 applier.level_one(name, &mut self.leveling)?;
             }
+            applier.ledger.bindings.close(file);
             applier.ledger.touch(file);
             return Ok(true);
         }
@@ -324,7 +334,11 @@ impl Resync {
             applier.level_one(&path, &mut self.leveling)?;
             applier.ledger.touch(file);
         }
-        self.unknown.clear();
+        for file in self.unknown.drain() {
+            if !applier.ledger.bindings.has(file) {
+                applier.ledger.enter(Entry::Gone(file));
+            }
+        }
         Ok(())
     }
 }

@@ -72,16 +72,16 @@ impl Applier {
     pub(crate) fn settle_path(&mut self, path: &[u8], file: Option<FileId>, rest: Rest) -> Result<bool, ReplayError> {
         let wanted = match self.primary.look(path) {
             Ok(Some(wanted)) => wanted,
-            Ok(None) => return Ok(true),
-            Err(rustix::io::Errno::ACCESS) => return Ok(true),
+            // Ahead of the records, the primary may have it under another name already.
+            Ok(None) | Err(rustix::io::Errno::ACCESS) => return Ok(rest == Rest::AtRest),
             Err(errno) => return Err(in_primary("stat", path)(errno)),
         };
         if file.is_some_and(|file| tree::id_of(&wanted) != file) {
-            return Ok(true);
+            return Ok(rest == Rest::AtRest);
         }
-        let Some(there) = self.look(path)? else { return Ok(true) };
+        let Some(there) = self.look(path)? else { return Ok(rest == Rest::AtRest) };
         if tree::file_type(&wanted) != tree::file_type(&there) {
-            return Ok(true);
+            return Ok(rest == Rest::AtRest);
         }
         let is_link = tree::file_type(&wanted) == FileType::Symlink;
         let mode_differs = !is_link && wanted.st_mode != there.st_mode;
@@ -116,15 +116,19 @@ impl Applier {
         for file in self.ledger.pending().file_ids() {
             let Some(ranges) = self.ledger.pending().ranges(file) else { continue };
             let ranges: Vec<(u64, u64)> = ranges.iter().collect();
+            self.ledger.read_ahead(file);
             if self.read_ranges(file, &ranges)? {
                 self.ledger.touch(file);
                 self.ledger.enter(Entry::MendedFile(file));
             } else if rest == Rest::AtRest {
-                let names: Vec<Vec<u8>> = self.ledger.bindings.names(file).map(<[u8]>::to_vec).collect();
-                for name in names.iter().filter(|name| !paths::is_reserved(name)) {
+                let names = self.ledger.bindings.names(file).filter(|name| !paths::is_reserved(name));
+                let names: Vec<Vec<u8>> = names.map(<[u8]>::to_vec).collect();
+                for name in &names {
                     self.ledger.enter(Entry::RepairPath(name, PathRepair::Tree));
                 }
-                self.ledger.enter(Entry::MendedFile(file));
+                if !names.is_empty() {
+                    self.ledger.enter(Entry::MendedFile(file));
+                }
             }
         }
         let waiting: Vec<(Vec<u8>, PathRepair)> =
@@ -140,7 +144,7 @@ impl Applier {
             }
         }
         self.ledger.flush()?;
-        Ok(self.ledger.pending().len())
+        Ok(self.pending_repairs())
     }
 
     /// Compares a path with the primary and makes it equal; false, and left on the list, if it is not to be had there.

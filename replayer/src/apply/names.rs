@@ -1,5 +1,6 @@
 //! Records of names: objects are made, linked, moved and removed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use journal::record::{FileId, Record, unpack_owner};
@@ -8,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Applied, Applier};
-use crate::error::{ReplayError, in_mirror, is_divergence};
+use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
 use crate::ledger::{EXCHANGED, Entry};
 use crate::limits::{Limit, is_refusal};
 use crate::paths;
@@ -33,6 +34,7 @@ enum Existing {
 impl Applier {
     pub(super) fn create(&mut self, path: &[u8], file: FileId, mode: u64, owner: u64) -> Result<Applied, ReplayError> {
         let bits = Mode::from_raw_mode(mode as u32 & 0o7777);
+        let is_known = file != FileId::NONE;
         let is_bound = self.ledger.bindings.file(path) == Some(file);
         let mut made: Option<OwnedFd> = None;
         let result = self.make(
@@ -42,7 +44,7 @@ impl Applier {
                 made = Some(tree::open_name(directory, name, flags, bits)?);
                 Ok(())
             },
-            |stat| is_bound && tree::file_type(stat) == FileType::RegularFile,
+            |stat| (is_bound || !is_known) && tree::file_type(stat) == FileType::RegularFile,
         );
         let existing = match result? {
             Ok(existing) => existing,
@@ -53,13 +55,19 @@ impl Applier {
             (Existing::Made, Some(fd)) => rustix::fs::fstat(fd).map_err(in_mirror("stat", path))?,
             (Existing::Made, None) => unreachable!("it was made by opening it"),
         };
-        if !is_bound || made.is_some() {
-            self.ledger.enter(Entry::Bind(file, path));
+        if !is_known {
+            self.ledger.enter(Entry::Remove(path));
+            self.ledger.enter(Entry::TouchPath(path));
+            self.newborn = made.map(|fd| (path.to_vec(), Arc::new(fd)));
+        } else {
+            if !is_bound || made.is_some() {
+                self.ledger.enter(Entry::Bind(file, path));
+            }
+            if let Some(fd) = made {
+                self.ledger.bindings.keep_open(file, Arc::new(fd));
+            }
+            self.ledger.touch(file);
         }
-        if let Some(fd) = made {
-            self.ledger.bindings.keep_open(file, Arc::new(fd));
-        }
-        self.ledger.touch(file);
         self.touch_parent(path);
         self.conform(path, &stat, mode as u32, owner)?;
         Ok(Applied::Done)
@@ -68,6 +76,12 @@ impl Applier {
     pub(super) fn bind(&mut self, path: &[u8], file: FileId) -> Result<Applied, ReplayError> {
         let bindings = &self.ledger.bindings;
         if bindings.file(path) == Some(file) {
+            return Ok(Applied::Done);
+        }
+        if let Some((_, fd)) = self.newborn.take().filter(|(newborn, _)| newborn == path) {
+            // The file that the record before this one has made: whatever was known of the inode number is of old.
+            self.ledger.enter(Entry::Bind(file, path));
+            self.ledger.bindings.keep_open(file, fd);
             return Ok(Applied::Done);
         }
         let other = bindings.name(file).map(<[u8]>::to_vec);
@@ -150,7 +164,7 @@ impl Applier {
             // Nothing of the file is here: its content comes from the primary.
             self.ledger.enter(Entry::Bind(file, to));
             self.touch_parent(to);
-            return self.import(to);
+            return self.link_of_unknown(to, file);
         };
         let directories = [paths::parent(&source), paths::parent(to)];
         let mut result = self.mirror.with_access(&directories, |mirror| link_in(mirror, &source, to));
@@ -186,7 +200,29 @@ impl Applier {
         }
         self.ledger.touch(file);
         self.touch_parent(to);
+        if let Some(ranges) = self.ledger.pending().ranges(file) {
+            // Now there may be a name by which to read what waits.
+            let ranges: Vec<(u64, u64)> = ranges.iter().collect();
+            if self.read_ranges(file, &ranges)? {
+                self.ledger.enter(Entry::MendedFile(file));
+            }
+        }
         Ok(Applied::Done)
+    }
+
+    /// A link of a file of which the mirror knows no name. If it has another one, opened only for reading, that is
+    /// searched in the whole primary, so that both stay one file.
+    fn link_of_unknown(&mut self, to: &[u8], file: FileId) -> Result<Applied, ReplayError> {
+        self.primary.forget(b"");
+        let stat = self.primary.look(to).map_err(in_primary("stat", to))?;
+        if stat.is_some_and(|stat| stat.st_nlink > 1 && tree::id_of(&stat) == file) {
+            for (_, name) in self.find_files(&HashSet::from([file]))? {
+                if name != to {
+                    self.ledger.enter(Entry::AddName(file, &name));
+                }
+            }
+        }
+        self.read_again(to, PathRepair::Tree)
     }
 
     pub(super) fn rename(&mut self, record: &Record) -> Result<Applied, ReplayError> {
@@ -218,10 +254,9 @@ impl Applier {
         }
         let is_directory = FileType::from_raw_mode(record.header.b as u32) == FileType::Directory;
         if is_directory || file.ino == 0 {
-            let was_there = self.ledger.is_ahead(old) || self.ledger.is_ahead(new);
-            let doubtful = was_there && self.look(old)?.is_some() && self.look(new)?.is_some();
+            // A directory has no binding that would tell whether it is the one that was meant.
+            let doubtful = self.ledger.is_ahead(old) || self.ledger.is_ahead(new);
             let applied = self.rename_plainly(record, leaves_whiteout)?;
-            // A directory has no binding that would tell which of the two was meant.
             return if doubtful { self.missing(new) } else { Ok(applied) };
         }
         if at_new == Some(file) {
@@ -451,15 +486,25 @@ impl Applier {
         for path in [paths::RESERVED, UNNAMED] {
             let (directory, name) = self.mirror.place(path).map_err(in_mirror("open", path))?;
             match rustix::fs::mkdirat(&directory, name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => self.ledger.touch_path(b""),
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(in_mirror("make directory", path)(errno)),
             }
         }
         Ok(())
     }
 
-    pub(super) fn import(&mut self, path: &[u8]) -> Result<Applied, ReplayError> {
-        self.touch_parent(path);
+    /// Something came to `path` from outside, or left it for there, so what was there is no more.
+    pub(super) fn import(&mut self, path: &[u8], file: FileId) -> Result<Applied, ReplayError> {
+        self.removed(path);
+        self.primary.forget(b"");
+        let there = self.primary.look(path).map_err(in_primary("stat", path))?;
+        if there.is_none_or(|there| file.ino != 0 && tree::id_of(&there) != file) {
+            // It left, or has moved on, which later records say.
+            self.discard(path)?;
+            self.ledger.enter(Entry::RepairPath(path, PathRepair::Tree));
+            return Ok(Applied::Repair);
+        }
         self.read_again(path, PathRepair::Tree)
     }
 

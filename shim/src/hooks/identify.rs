@@ -79,6 +79,11 @@ pub fn bind(ring: &Ring, fd: i32, stat: &libc::stat, flags: u64, hint: Option<(i
         match bind_by_spelling(ring, fd, file, flags, HERE, spelling.bytes(), spelling.as_ptr()) {
             Some(verdict) => return verdict,
             None if stat_descriptor(fd).is_ok_and(|now| now.st_nlink == 0) => break,
+            // The name by which it was opened is gone, but it has others: the replayer knows all names of such files.
+            None if spelling.bytes().ends_with(b" (deleted)") => {
+                descriptors::set_file(fd, file, flags | descriptors::MAYBE_OUTSIDE);
+                return Verdict::File(file, flags | descriptors::MAYBE_OUTSIDE);
+            }
             None => {}
         }
     }

@@ -86,14 +86,17 @@ fn make(kind: Kind, moves: bool, target: &[u8], dirfd: i32, address: *const c_ch
         let stat = if is_error(result) { None } else { name.stat().ok() };
         conclude(operation, pending, !is_error(result), |header| {
             if let Some(stat) = stat {
-                let file = file_id(&stat);
-                header.ino = file.ino;
-                header.dev = file.dev;
                 header.a = u64::from(stat.st_mode);
                 header.b = pack_owner(stat.st_uid, stat.st_gid);
                 header.c = stat.st_rdev;
             }
         });
+        if let Some(stat) = stat
+            && kind == Kind::Create
+        {
+            let bind = operation.intend(&Draft { file: file_id(&stat), path1: path, ..Draft::new(Kind::Bind) }, 0);
+            conclude(operation, bind, true, |_| {});
+        }
         result
     })
 }

@@ -238,14 +238,15 @@ fn create(operation: &Operation<'_>, request: Request, path: &[u8]) -> isize {
     let stat = if is_error(result) { None } else { stat_descriptor(result as i32).ok() };
     conclude(operation, pending, !is_error(result), |header| {
         if let Some(stat) = stat {
-            let file = file_id(&stat);
-            header.ino = file.ino;
-            header.dev = file.dev;
             header.a = u64::from(stat.st_mode);
             header.b = pack_owner(stat.st_uid, stat.st_gid);
         }
     });
     if let Some(stat) = stat {
+        // Apart, and claimed only now: another program may have changed an unlinked file and closed it while we were
+        // waiting for the call, and the new file has got its inode number.
+        let bind = operation.intend(&Draft { file: file_id(&stat), path1: path, ..Draft::new(Kind::Bind) }, 0);
+        conclude(operation, bind, true, |_| {});
         descriptors::reset(result as i32);
         descriptors::set_file(result as i32, file_id(&stat), descriptors::flags_of(request.how.flags as i32));
     }
