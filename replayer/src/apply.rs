@@ -92,7 +92,8 @@ impl Applier {
     /// How many repairs wait. Those of files without a name are of no account until they get one.
     pub fn pending_repairs(&self) -> usize {
         let files = self.ledger.pending().file_ids();
-        let named = files.into_iter().filter(|file| self.ledger.bindings.names(*file).any(|name| !paths::is_reserved(name)));
+        let named =
+            files.into_iter().filter(|file| self.ledger.bindings.names(*file).any(|name| !paths::is_reserved(name)));
         self.ledger.pending().paths().count() + named.count()
     }
 

@@ -108,6 +108,12 @@ impl Bindings {
         }
     }
 
+    /// Files without a name are no longer remembered.
+    pub fn forget_gone(&mut self) {
+        self.gone.clear();
+        self.gone_in_order.clear();
+    }
+
     /// The names of `file`, in the order in which they became known.
     pub fn names(&self, file: FileId) -> impl Iterator<Item = &[u8]> {
         self.files.get(&file).into_iter().flat_map(|bound| bound.names.iter().map(|name| &**name))

@@ -68,7 +68,8 @@ impl Buffers {
         let wanted = match size {
             Size::Same => primary_size,
             // A range that ends in a hole still reaches as far.
-            Size::Keep => now.max(end),
+            Size::Keep if range.start < end => now.max(end),
+            Size::Keep => now,
         };
         if now != wanted {
             rustix::fs::ftruncate(mirror, wanted).map_err(in_mirror("truncate", path))?;

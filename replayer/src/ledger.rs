@@ -5,7 +5,7 @@
 //! gives the same ledger. A torn entry at the end belongs to a record that is applied again. Too long a file is
 //! rewritten. The file protects against death of the process only; after a crash of the machine a mirror is resynced.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub enum Entry<'a> {
     Forget(FileId),
     /// The file has no name.
     Gone(FileId),
+    /// What was known of files without a name is forgotten.
+    ForgetGone,
     /// The file's times are not settled.
     Touch(FileId),
     /// The times of the object of this name are not settled.
@@ -63,6 +65,8 @@ pub enum Entry<'a> {
     MendedPath(&'a [u8]),
     /// The object was read from the primary and may be ahead of the records.
     Ahead(&'a [u8]),
+    /// Bytes of the file were read from the primary and may be ahead of the records.
+    AheadFile(FileId),
     /// All records have been applied, so that nothing is ahead of them.
     CaughtUp,
     /// An unnamed file belongs to this process.
@@ -78,6 +82,7 @@ pub struct Ledger {
     pending: Pending,
     absent: PathMap<()>,
     ahead: PathMap<()>,
+    ahead_files: HashSet<FileId>,
     unnamed: HashMap<FileId, u32>,
     intent: (u64, u64),
     unwritten: Vec<u8>,
@@ -106,6 +111,7 @@ impl Ledger {
             pending: Pending::default(),
             absent: PathMap::default(),
             ahead: PathMap::default(),
+            ahead_files: HashSet::new(),
             unnamed: HashMap::new(),
             intent: (0, 0),
             unwritten: Vec::new(),
@@ -146,6 +152,7 @@ impl Ledger {
         self.pending = Pending::default();
         self.absent.clear();
         self.ahead.clear();
+        self.ahead_files.clear();
         self.unnamed.clear();
         self.intent = (0, 0);
         self.unwritten.clear();
@@ -236,9 +243,22 @@ impl Ledger {
             && (self.ahead.get(b"").is_some() || paths::ancestors(path).any(|above| self.ahead.get(above).is_some()))
     }
 
+    /// True when bytes of the file, or the file with what is around it, were read after the last moment of rest.
+    pub fn is_file_ahead(&self, file: FileId) -> bool {
+        self.ahead_files.contains(&file)
+            || !self.ahead.is_empty() && self.bindings.names(file).any(|name| self.is_ahead(name))
+    }
+
+    /// Notes that bytes of the file were read from the primary.
+    pub fn read_ahead(&mut self, file: FileId) {
+        if !self.ahead_files.contains(&file) {
+            self.enter(Entry::AheadFile(file));
+        }
+    }
+
     /// Called when all records have been applied.
     pub fn caught_up(&mut self) {
-        if !self.ahead.is_empty() {
+        if !self.ahead.is_empty() || !self.ahead_files.is_empty() {
             self.enter(Entry::CaughtUp);
         }
     }
@@ -294,6 +314,7 @@ impl Ledger {
             }
             Entry::Forget(file) => self.bindings.forget(file),
             Entry::Gone(file) => self.bindings.set_gone(file),
+            Entry::ForgetGone => self.bindings.forget_gone(),
             Entry::Touch(file) => drop(self.bindings.touch(file)),
             Entry::TouchPath(path) => drop(self.touched.insert(path, ())),
             Entry::Settled => {
@@ -310,7 +331,11 @@ impl Ledger {
             Entry::MendedFile(file) => self.pending.mended_file(file),
             Entry::MendedPath(path) => self.pending.mended_path(path),
             Entry::Ahead(path) => drop(self.ahead.insert(path, ())),
-            Entry::CaughtUp => self.ahead.clear(),
+            Entry::AheadFile(file) => drop(self.ahead_files.insert(file)),
+            Entry::CaughtUp => {
+                self.ahead.clear();
+                self.ahead_files.clear();
+            }
             Entry::Unnamed(file, pid) => drop(self.unnamed.insert(file, pid)),
         }
         // A file that lost its name has nothing left to repair, and is no longer an unnamed one.
@@ -363,6 +388,9 @@ impl Ledger {
         for (path, ()) in self.ahead.iter() {
             put(Entry::Ahead(path));
         }
+        for file in sorted(self.ahead_files.iter().copied()) {
+            put(Entry::AheadFile(file));
+        }
         for (file, pid) in sorted(self.unnamed.iter()) {
             put(Entry::Unnamed(*file, *pid));
         }
@@ -397,6 +425,7 @@ fn encode(bytes: &mut Vec<u8>, entry: &Entry) {
         Entry::Exchange(a, b) => body.op(5).pair(a, b),
         Entry::Forget(file) => drop(body.op(6).file(file)),
         Entry::Gone(file) => drop(body.op(7).file(file)),
+        Entry::ForgetGone => drop(body.op(21)),
         Entry::Touch(file) => drop(body.op(8).file(file)),
         Entry::TouchPath(path) => body.op(9).rest(path),
         Entry::Settled => drop(body.op(10)),
@@ -408,6 +437,7 @@ fn encode(bytes: &mut Vec<u8>, entry: &Entry) {
         Entry::MendedPath(path) => body.op(16).rest(path),
         Entry::Ahead(path) => body.op(18).rest(path),
         Entry::CaughtUp => drop(body.op(19)),
+        Entry::AheadFile(file) => drop(body.op(20).file(file)),
         Entry::Unnamed(file, pid) => drop(body.op(17).file(file).number(u64::from(pid))),
     }
     let length = (bytes.len() - start - 8) as u32;
@@ -481,6 +511,8 @@ fn decode(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
         17 => Entry::Unnamed(take_file(cursor)?, take_number(cursor)? as u32),
         18 => Entry::Ahead(rest),
         19 => Entry::CaughtUp,
+        21 => Entry::ForgetGone,
+        20 => Entry::AheadFile(take_file(cursor)?),
         _ => return None,
     };
     Some((entry, &bytes[8 + length..]))
@@ -526,10 +558,13 @@ mod tests {
             Entry::RepairPath(b"d/names", PathRepair::Names),
             Entry::CaughtUp,
             Entry::Ahead(b"d/sub"),
+            Entry::AheadFile(B),
             Entry::Rename(b"d", b"e"),
             Entry::Exchange(b"e", b"b"),
             Entry::Intent(7, 99),
             Entry::Unnamed(A, 4),
+            Entry::Gone(FileId { dev: 2, ino: 1 }),
+            Entry::ForgetGone,
             Entry::Gone(FileId { dev: 2, ino: 2 }),
             Entry::Forget(FileId { dev: 2, ino: 3 }),
             Entry::MendedPath(b"nothing"),

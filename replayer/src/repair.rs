@@ -143,11 +143,6 @@ impl Pending {
         self.paths.has_within(path)
     }
 
-    /// How many files and paths wait.
-    pub fn len(&self) -> usize {
-        self.files.len() + self.paths.len()
-    }
-
     /// True when nothing waits.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty() && self.paths.is_empty()

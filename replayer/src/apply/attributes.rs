@@ -37,6 +37,13 @@ impl Applier {
         if mask & ATTRIBUTE_OWNER != 0 {
             let (uid, gid) = unpack_owner(record.header.b);
             owned = self.own(&path, &stat, uid, gid)?;
+            if !owned && stat.st_mode & 0o6000 != 0 {
+                // To change nothing takes these bits away as well; settled where the mirror refuses.
+                let _ = self.mirror.place(&path).and_then(|(directory, name)| {
+                    tree::chown_at(&directory, name, Some(stat.st_uid), Some(stat.st_gid))
+                });
+                owned = true;
+            }
         }
         let mode = record.header.a as u32 & 0o7777;
         // A change of owner takes the set-user-ID bits away.

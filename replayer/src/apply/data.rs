@@ -12,6 +12,7 @@ use crate::content::{Size, write_at};
 use crate::error::{ReplayError, in_mirror, in_primary};
 use crate::ledger::Entry;
 use crate::paths;
+use crate::repair::Ranges;
 use crate::tree;
 
 /// FALLOC_FL_WRITE_ZEROES of Linux 6.17: as ZERO_RANGE, but with the zeros on disk.
@@ -58,6 +59,10 @@ impl Applier {
         let failed = |errno| self.failed("allocate in", file, errno);
         let size = rustix::fs::fstat(&*fd).map_err(failed)?.st_size as u64;
         let fallback = if mode.contains(FallocateFlags::COLLAPSE_RANGE) || mode.contains(FallocateFlags::INSERT_RANGE) {
+            if self.ledger.is_file_ahead(file) {
+                // What was read from the primary may have been moved already.
+                return self.read_now(file, Ranges::WHOLE);
+            }
             let removes = mode.contains(FallocateFlags::COLLAPSE_RANGE);
             let expected = if removes { size.checked_sub(length) } else { size.checked_add(length) };
             if size == size_after {
@@ -105,6 +110,7 @@ impl Applier {
     fn read_now(&mut self, file: FileId, range: (u64, u64)) -> Result<Applied, ReplayError> {
         self.ledger.touch(file);
         self.primary.forget(b"");
+        self.ledger.read_ahead(file);
         if self.read_ranges(file, &[range])? {
             return Ok(Applied::Done);
         }

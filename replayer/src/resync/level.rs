@@ -4,7 +4,6 @@
 //! primary may be ahead of them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use journal::record::FileId;
 use rustix::fd::OwnedFd;
@@ -54,7 +53,7 @@ enum Leveled {
     /// A directory whose contents have not been looked at.
     Directory(Stat),
     /// A file with more bytes to compare.
-    Large(Copying),
+    Large(Box<Copying>),
 }
 
 /// A large file on its way.
@@ -72,7 +71,7 @@ struct Copying {
 #[derive(Debug)]
 pub struct Walk {
     frames: Vec<Frame>,
-    copying: Option<Copying>,
+    copying: Option<Box<Copying>>,
 }
 
 #[derive(Debug)]
@@ -117,9 +116,8 @@ impl Walk {
     pub fn advance(&mut self, applier: &mut Applier, leveling: &mut Leveling) -> Result<bool, ReplayError> {
         if let Some(copying) = &mut self.copying {
             if applier.copy_stretch(copying, leveling)? {
-                let copying = self.copying.take();
-                if let Some(Copying { path, stat, is_new, .. }) = copying {
-                    applier.level_attributes(&path, &stat, is_new, leveling)?;
+                if let Some(copying) = self.copying.take() {
+                    applier.level_attributes(&copying.path, &copying.stat, copying.is_new, leveling)?;
                 }
             }
             return Ok(true);
@@ -183,12 +181,10 @@ impl Applier {
             }
             return Ok(());
         };
-        if tree::file_type(&wanted) == FileType::Directory {
-            if let Some(there) = self.look(path)?
-                && tree::file_type(&there) == FileType::Directory
-            {
-                return self.level_attributes(path, &wanted, false, leveling);
-            }
+        if tree::file_type(&wanted) == FileType::Directory
+            && self.look(path)?.is_some_and(|there| tree::file_type(&there) == FileType::Directory)
+        {
+            return self.level_attributes(path, &wanted, false, leveling);
         }
         self.level_tree(path, leveling).map(drop)
     }
@@ -401,6 +397,7 @@ impl Applier {
             self.ledger.touch_path(paths::parent(path));
             match linked {
                 Ok(()) => {
+                    self.ledger.bindings.close(file);
                     leveling.mirror_files.insert(source.st_ino, file);
                     return Ok(true);
                 }
@@ -432,8 +429,10 @@ impl Applier {
         if !is_wanted || self.ledger.bindings.file(path) == Some(file) {
             return;
         }
-        let several = wanted.st_nlink > 1 && self.ledger.bindings.has(file);
-        self.ledger.enter(if several { Entry::AddName(file, path) } else { Entry::Bind(file, path) });
+        // What records say of a file's only name is not doubted here: the primary may be ahead of them.
+        if wanted.st_nlink > 1 || !self.ledger.bindings.has(file) {
+            self.ledger.enter(Entry::AddName(file, path));
+        }
     }
 
     fn level_content(&mut self, path: &[u8], is_new: bool, leveling: &mut Leveling) -> Result<Content, ReplayError> {
@@ -455,6 +454,9 @@ impl Applier {
             return Ok(Content::NotThere);
         }
         let mirror = if is_new {
+            if let Some(file) = self.ledger.bindings.file(path) {
+                self.ledger.bindings.close(file);
+            }
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
             self.mirror
                 .with_access(&[paths::parent(path)], |mirror| mirror.open_at(path, flags, Mode::RUSR | Mode::WUSR))
@@ -464,7 +466,7 @@ impl Applier {
         let mirror = mirror.map_err(in_mirror("open", path))?;
         if stat.st_size as u64 > STRETCH_BYTES {
             let path = path.to_vec();
-            return Ok(Content::Large(Copying { path, primary, mirror, stat, done: 0, is_new }));
+            return Ok(Content::Large(Box::new(Copying { path, primary, mirror, stat, done: 0, is_new })));
         }
         leveling.bytes_written += self.buffers.equalize(&primary, &mirror, 0..u64::MAX, Size::Same, path)?;
         Ok(Content::Equal)
@@ -614,15 +616,10 @@ impl Applier {
         }
         Ok(())
     }
-
-    /// Keeps a file of the mirror open for the records that follow.
-    pub(crate) fn keep_open(&mut self, file: FileId, fd: OwnedFd) {
-        self.ledger.bindings.keep_open(file, Arc::new(fd));
-    }
 }
 
 enum Content {
     Equal,
     NotThere,
-    Large(Copying),
+    Large(Box<Copying>),
 }
