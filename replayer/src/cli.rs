@@ -1,6 +1,5 @@
 //! Arguments and help of every command; each has a file of its own below `cli/`.
 
-
 mod adopt;
 mod check;
 mod config;
@@ -316,7 +315,8 @@ mod tests {
 
     #[test]
     fn options_of_the_program_are_the_programs() {
-        let cli = Cli::try_parse_from(["lockstep", "run", "--primary", "/p", "--mirror", "/m", "--", "ls", "--set", "-v"]);
+        let cli =
+            Cli::try_parse_from(["lockstep", "run", "--primary", "/p", "--mirror", "/m", "--", "ls", "--set", "-v"]);
         assert_eq!(cli.expect("sound").global.set, None);
         let cli = Cli::try_parse_from(["lockstep", "--set", "a", "run", "--primary", "/p", "ls", "-l", "--yes"]);
         assert_eq!(cli.expect("sound").global.set.as_deref(), Some("a"));

@@ -265,18 +265,6 @@ impl StateDir {
         }
     }
 
-    /// The set of a primary given by its canonical path, found by path or by identity (bind mounts).
-    ///
-    /// # Errors
-    /// As [`Self::sets`].
-    pub fn set_of_primary(&self, primary: &Path) -> Result<Option<Set>, SetError> {
-        let identity = |path: &Path| path.metadata().ok().map(|data| (data.dev(), data.ino()));
-        let wanted = identity(primary);
-        Ok(self.sets()?.into_iter().find(|set| {
-            set.settings.primary == primary || (wanted.is_some() && identity(&set.settings.primary) == wanted)
-        }))
-    }
-
     /// Makes a set. The caller holds [`Self::lock`] and has seen that there is none of this name or primary.
     ///
     /// # Errors

@@ -229,14 +229,17 @@ fn start(
     })
 }
 
-/// The `run` that this one is inside of.
-struct Outer {
-    set: String,
-    state_dir: PathBuf,
+/// The `run` that this command is inside of.
+pub struct Outer {
+    /// Name of its set.
+    pub set: String,
+    /// Its state directory.
+    pub state_dir: PathBuf,
 }
 
 impl Outer {
-    fn from_environment() -> Option<Self> {
+    /// Looks whether there is one: its variables are set, and its library is loaded.
+    pub fn from_environment() -> Option<Self> {
         let set = std::env::var("LOCKSTEP_SET").ok()?;
         let state_dir = std::env::var_os("LOCKSTEP_STATE_DIR")?.into();
         let preloads = std::env::var_os("LD_PRELOAD")?;

@@ -88,7 +88,9 @@ impl Verify {
             for Difference { kind, path, detail } in &found.differences {
                 let kind = kind.word();
                 if self.json {
-                    let path = std::str::from_utf8(path).map_or_else(|_| escaped(path), str::to_owned);
+                    // JSON escapes by itself what is text.
+                    let text = std::str::from_utf8(path).ok().filter(|path| !path.is_empty());
+                    let path = text.map_or_else(|| escaped(path), str::to_owned);
                     objects.push(json!({"kind": kind, "mirror": mirror.name, "path": path, "detail": detail}));
                 } else {
                     writeln!(out, "{kind}\t{}\t{}", escaped(mirror.name.as_bytes()), escaped(path))?;
