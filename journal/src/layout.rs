@@ -111,8 +111,13 @@ pub struct Slot {
     pub inside: AtomicU32,
     /// Not 0 when a signal handler's operation has met a stripe that the interrupted one holds.
     pub nested: AtomicU32,
+    /// Keeps the offsets.
+    pub reserved1: AtomicU32,
+    /// Where the stack stood when the outermost operation was entered: the shim tells by it that a signal handler has
+    /// jumped out of one.
+    pub stack: AtomicU64,
     /// Keeps the size fixed.
-    pub reserved: [AtomicU32; 15],
+    pub reserved: [AtomicU32; 12],
 }
 
 /// One lock of a table that is hashed by identity.
@@ -270,6 +275,7 @@ const _: () = {
     assert!(offset_of!(Header, lost) == 640);
     assert!(size_of::<Primary>() == 4096);
     assert!(size_of::<Slot>() == 128);
+    assert!(offset_of!(Slot, stack) == 72);
     assert!(size_of::<Stripe>() == 64);
     assert!(size_of::<Process>() == 128);
     assert!(size_of::<Mapping>() == 128);

@@ -76,11 +76,15 @@ impl Ring {
             slot.inside.swap(before + step, Ordering::SeqCst);
             let mover = header.mover.0.load(Ordering::SeqCst);
             let frozen = header.frozen.0.load(Ordering::SeqCst);
-            if before != 0 || (frozen == 0 && (operation == Operation::Contents || mover == 0)) {
+            // A handler's operation inside of another must not wait for a freeze, which waits for the outer one. It may
+            // wait for a mover, who never waits for the locks of contents that the outer one holds.
+            let waits_for_freeze = frozen != 0 && before == 0;
+            let waits_for_mover = operation == Operation::Names && mover != 0 && before < NAMES;
+            if !waits_for_freeze && !waits_for_mover {
                 return;
             }
             slot.inside.store(before, Ordering::SeqCst);
-            if frozen != 0 {
+            if waits_for_freeze {
                 if waited_ns > FREEZE_NS_MAX || !self.replayer_lives() {
                     let _ = header.frozen.0.compare_exchange(frozen, 0, Ordering::SeqCst, Ordering::Relaxed);
                     continue;

@@ -8,7 +8,7 @@ use journal::claims::{Claim, Owner};
 use journal::locks::{Operation as Kind, StripeIndex};
 use journal::record::{FileId, Header, Kind as RecordKind};
 
-use crate::sys::SignalsBlocked;
+use crate::sys::{SignalsBlocked, syscall};
 
 /// Most locks that one operation takes: two directories, a victim directory, two files.
 const LOCKS_MAX: usize = 5;
@@ -84,6 +84,7 @@ impl<'r> Operation<'r> {
             lose(ring);
             return None;
         };
+        note_stack(ring, me);
         let signals = match entered {
             Entered::Inside(Kind::Contents) => {
                 ring.enter(me, Kind::Contents);
@@ -264,6 +265,30 @@ pub fn conclude(operation: &Operation<'_>, pending: Option<Pending>, succeeded: 
         Some(pending) => operation.abort(&pending),
         None => {}
     }
+}
+
+/// Notes where the stack stands when the outermost operation begins. An operation that is still on record although the
+/// stack has shrunk past its frame was left by a jump out of a signal handler: what it left is settled.
+#[inline(always)]
+fn note_stack(ring: &Ring, me: Owner) {
+    let Some(slot) = ring.slot(me) else { return };
+    let marker = 0u8;
+    let here = (&raw const marker) as u64;
+    if slot.inside.load(Ordering::Relaxed) == 0 {
+        slot.stack.store(here, Ordering::Relaxed);
+    } else if here > slot.stack.load(Ordering::Relaxed) && !on_alternate_stack() {
+        ring.settle_own(me);
+        slot.stack.store(here, Ordering::Relaxed);
+    }
+}
+
+/// True on the stack that sigaltstack(2) has set up, which lies anywhere.
+#[cold]
+fn on_alternate_stack() -> bool {
+    let mut stack = libc::stack_t { ss_sp: core::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: the kernel writes one structure.
+    unsafe { syscall!(libc::SYS_sigaltstack, 0, &raw mut stack) };
+    stack.ss_flags & libc::SS_ONSTACK != 0
 }
 
 /// Counts a change of which no record could be made: the mirrors will be compared.
