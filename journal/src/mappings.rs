@@ -124,15 +124,19 @@ impl Ring {
             let free = table[*index].pid.load(Ordering::Relaxed) == 0;
             free && table[*index].pid.compare_exchange(0, pid, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         })?;
-        table[index].turn.fetch_add(1, Ordering::AcqRel);
+        let turn = table[index].turn.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         self.header().mappings_used.fetch_max(index as u32 + 1, Ordering::SeqCst);
-        self.set_mapping(index as u16, range, MappingState::Preparing);
+        self.set_mapping(index as u16, turn, range, MappingState::Preparing);
         Some(index as u16)
     }
 
     /// Says what an entry stands for. Only its owner calls this, under the file's stripe once stores are possible.
-    pub fn set_mapping(&self, index: u16, range: &Range, state: MappingState) {
+    pub fn set_mapping(&self, index: u16, turn: u32, range: &Range, state: MappingState) {
         let Some(entry) = self.mappings().get(index as usize) else { return };
+        if entry.turn.load(Ordering::Acquire) != turn || entry.pid.load(Ordering::Acquire) == 0 {
+            // The replayer has found the mapping gone before its owner has said so.
+            return;
+        }
         entry.address.store(range.address, Ordering::Relaxed);
         entry.bytes.store(range.bytes, Ordering::Relaxed);
         entry.offset.store(range.offset, Ordering::Relaxed);
@@ -276,7 +280,7 @@ mod tests {
         let index = ring.claim_mapping(99, &range).expect("room");
         let view = ring.mapping(index).expect("in use");
         assert_eq!((view.pid, view.state, view.range), (99, MappingState::Preparing, range));
-        ring.set_mapping(index, &Range { bytes: 12288, ..range }, MappingState::Tracked);
+        ring.set_mapping(index, view.turn, &Range { bytes: 12288, ..range }, MappingState::Tracked);
         let view = ring.mapping(index).expect("in use");
         assert_eq!((view.state, view.range.bytes, view.range.flags), (MappingState::Tracked, 12288, 2));
         assert!(ring.has_mappings_or_marks());

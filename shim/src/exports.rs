@@ -177,6 +177,12 @@ hooks! {
     mremap / h_mremap (a: *mut c_void, n: size_t, m: size_t, f: c_int, b: *mut c_void) -> *mut c_void {
         hooks::memory::mremap(a as usize, n, m, f, b as usize)
     }
+    pkey_mprotect / h_pkey_mprotect (a: *mut c_void, n: size_t, p: c_int, k: c_int) -> c_int { hooks::memory::pkey_mprotect(a as usize, n, p, k) }
+    msync / h_msync (a: *mut c_void, n: size_t, f: c_int) -> c_int { hooks::mapping::msync(a as usize, n, f) }
+    madvise / h_madvise (a: *mut c_void, n: size_t, v: c_int) -> c_int { hooks::memory::madvise(a as usize, n, v) }
+    remap_file_pages / h_remap_file_pages (a: *mut c_void, n: size_t, p: c_int, g: size_t, f: c_int) -> c_int {
+        hooks::mapping::remap_file_pages(a as usize, n, p, g, f)
+    }
 
     execve / h_execve (p: *const c_char, a: *const *const c_char, e: *const *const c_char) -> c_int {
         // SAFETY: the program's own arguments.
@@ -192,6 +198,19 @@ hooks! {
     }
 
     io_uring_setup / h_io_uring_setup (_n: c_uint, _p: *mut c_void) -> c_int { hooks::descriptor::no_io_uring() }
+}
+
+/// _exit(2), where exit(3) ends too. It never returns, which the macro can't say.
+#[allow(non_camel_case_types)]
+pub struct _exit;
+
+impl _exit {
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn _exit(status: c_int) -> ! {
+        loop {
+            hooks::process::exit(status);
+        }
+    }
 }
 
 // liburing makes its system calls itself and returns kernel-style errors.
@@ -252,6 +271,8 @@ patches! {
     c"dup" => dup, c"dup2" => dup2, c"dup3" => dup3, c"fcntl64" => fcntl64, c"fcntl" => fcntl,
     c"__fcntl64_nocancel" => fcntl64, c"chdir" => chdir, c"fchdir" => fchdir, c"chroot" => chroot, c"unshare" => unshare,
     c"mmap64" => mmap64, c"mmap" => mmap, c"munmap" => munmap, c"mprotect" => mprotect, c"mremap" => mremap,
+    c"pkey_mprotect" => pkey_mprotect, c"msync" => msync, c"madvise" => madvise, c"remap_file_pages" => remap_file_pages,
+    c"_exit" => _exit,
     c"execve" => execve, c"execveat" => execveat, c"fexecve" => fexecve,
 }
 

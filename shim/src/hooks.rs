@@ -6,6 +6,7 @@ pub mod copy;
 pub mod descriptor;
 pub mod identify;
 pub mod loader;
+pub mod mapping;
 pub mod memory;
 pub mod names;
 pub mod numbered;

@@ -23,10 +23,12 @@ mod exec;
 mod hooks;
 #[cfg(not(test))]
 mod load;
+mod mapped;
 mod operation;
 mod patch;
 mod readable;
 mod state;
 mod sys;
 mod thread;
+mod tracking;
 mod unwind;

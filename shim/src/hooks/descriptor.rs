@@ -12,7 +12,7 @@ use crate::readable;
 use crate::state;
 use crate::sys::{HERE, error, is_error, syscall};
 
-use super::{attributes, blocking, copy, identify};
+use super::{attributes, blocking, copy, identify, mapping};
 
 /// close(2).
 #[inline(always)]
@@ -136,6 +136,11 @@ fn set_flags(fd: i32, request: u64, argument: usize, call: impl Fn() -> isize) -
 
 /// fsync(2), fdatasync(2).
 pub fn fsync(fd: i32, number: i64) -> isize {
+    if let Some(ring) = state::ring()
+        && let Verdict::File(file, _) = identify::known(ring, fd)
+    {
+        mapping::record_file(file);
+    }
     // SAFETY: the program's own call.
     let result = blocking::call(descriptors::BLOCKS, || unsafe { syscall!(number, fd) });
     if let Some(ring) = state::ring()
@@ -149,6 +154,7 @@ pub fn fsync(fd: i32, number: i64) -> isize {
 
 /// sync(2), syncfs(2): `call` does it.
 pub fn sync_all(call: impl Fn() -> isize) -> isize {
+    mapping::record_all();
     let result = call();
     if !is_error(result) {
         copy::synced(FileId::NONE);

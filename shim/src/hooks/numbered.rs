@@ -4,7 +4,7 @@
 use crate::sys::syscall;
 
 use super::attributes::{self, XattrOf};
-use super::{copy, descriptor, memory, names, open, process, resize, write};
+use super::{copy, descriptor, mapping, memory, names, open, process, resize, write};
 use crate::sys::HERE;
 
 /// The arguments of a call by number.
@@ -109,6 +109,11 @@ pub unsafe fn call(number: i64, arguments: Arguments) -> isize {
         libc::SYS_munmap => memory::munmap(a, b),
         libc::SYS_mprotect => memory::mprotect(a, b, c as _),
         libc::SYS_mremap => memory::mremap(a, b, c, d as _, e),
+        libc::SYS_pkey_mprotect => memory::pkey_mprotect(a, b, c as _, d as _),
+        libc::SYS_msync => mapping::msync(a, b, c as _),
+        libc::SYS_madvise => memory::madvise(a, b, c as _),
+        libc::SYS_remap_file_pages => mapping::remap_file_pages(a, b, c as _, d, e as _),
+        libc::SYS_exit_group => process::exit(a as _),
         // SAFETY: the program's own arguments.
         libc::SYS_execve => unsafe { process::execve(a as _, b as _, c as _) },
         // SAFETY: as above.

@@ -22,6 +22,8 @@ use crate::state;
 use crate::sys::{HERE, descriptor_path, error, is_error, now_ns, read_link, syscall};
 use crate::thread::slot;
 
+use super::mapping;
+
 /// Registers what a forked child has to do. Called by the constructor.
 pub fn prepare() {
     unsafe extern "C" {
@@ -45,6 +47,7 @@ unsafe extern "C" fn after_fork_in_child() {
     if let Some(ring) = state::ring() {
         attach(ring);
     }
+    mapping::after_fork();
 }
 
 /// Says that the library runs in this process, and what program that is.
@@ -57,6 +60,13 @@ pub fn attach(ring: &Ring) {
     } else {
         ring.attach_process(process_id(), program, now_ns());
     }
+}
+
+/// exit_group(2), which ends the process.
+pub fn exit(status: c_int) -> isize {
+    mapping::end();
+    // SAFETY: the program's own call.
+    unsafe { syscall!(libc::SYS_exit_group, status) }
 }
 
 /// vfork(2).
@@ -227,6 +237,9 @@ unsafe fn guarded(
         Reason::None | Reason::Static | Reason::Privileged | Reason::User | Reason::Silent => Library::Wanted,
         Reason::OtherLibc | Reason::OtherArchitecture | Reason::Unreachable => Library::Unwanted,
     };
+    if !state::is_borrowed_memory() {
+        mapping::record_all();
+    }
     // SAFETY: the caller's promise.
     let result = unsafe { with_environment(environment, library, call) };
     if is_error(result) {

@@ -1,0 +1,498 @@
+//! Shared mappings of files of the primary: stores through them are recorded at msync(2), munmap(2) and whatever else
+//! ends or moves a mapping; the replayer does the same once a second, and when the process has ended.
+//!
+//! The stores are in the file the moment that they are made, so there is no call to order them by. What is recorded is
+//! what the pages hold when it is asked, under the file's lock.
+#![allow(unsafe_code)]
+
+use journal::Ring;
+use journal::locks::StripeIndex;
+use journal::mappings::{MappingState, Range};
+use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FLAG_WITHIN, FileId, Kind};
+use journal::sys::process_id;
+
+use crate::descriptors::{self, MAYBE_OUTSIDE, Verdict};
+use crate::mapped::{self, Mapped, Table, any};
+use crate::operation::{Draft, Operation, lose};
+use crate::state;
+use crate::sys::{is_error, stat_descriptor, syscall};
+use crate::tracking::{self, page_bytes, read_own};
+
+use super::{blocking, copy, identify};
+
+/// Where stores are found by comparing, ranges up to this size are recorded with what they hold.
+const UNTRACKED_BYTES_MAX: usize = 1 << 20;
+/// Files up to this size have their pages protected when they are mapped; of larger ones each page is recorded once
+/// more than needed.
+const ARMED_BYTES_MAX: usize = 1 << 30;
+
+/// What this process has mapped, if anything.
+#[inline(always)]
+fn mine() -> Option<(&'static Ring, &'static Table)> {
+    if any() { found() } else { None }
+}
+
+#[cold]
+fn found() -> Option<(&'static Ring, &'static Table)> {
+    let (ring, table) = (state::ring()?, mapped::table()?);
+    if !mapped::is_mine() {
+        // A child that was made without the handlers of fork(3): it may have stored already.
+        inherit(ring, table, Since::Unknown);
+    }
+    Some((ring, table))
+}
+
+/// True when mmap(2) with these arguments concerns shared mappings.
+#[inline(always)]
+pub fn concerns(flags: i32, fd: i32) -> bool {
+    let shared = matches!(flags & libc::MAP_TYPE, libc::MAP_SHARED | libc::MAP_SHARED_VALIDATE);
+    shared && fd >= 0 && flags & libc::MAP_ANONYMOUS == 0 || flags & libc::MAP_FIXED != 0 && any()
+}
+
+/// mmap(2) of a file for sharing, or over something that may be shared.
+pub fn mmap(address: usize, bytes: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> isize {
+    // SAFETY: the program's own call.
+    let call = || unsafe { syscall!(libc::SYS_mmap, address, bytes, protection, flags, fd, offset) };
+    let Some(ring) = state::ring() else { return call() };
+    let replaces = flags & libc::MAP_FIXED != 0;
+    if replaces {
+        record(address, bytes);
+    }
+    let born_before = now();
+    let entered = if concerns(flags & !libc::MAP_FIXED, fd) { enter(ring, fd, bytes, offset) } else { None };
+    let result = call();
+    if is_error(result) {
+        if let Some((table, entered)) = entered {
+            table.leave(ring, &entered);
+        }
+        return result;
+    }
+    if replaces {
+        forget(address, bytes, born_before);
+    }
+    if let Some((table, mut entered)) = entered {
+        entered.range.address = result as u64;
+        if protection & libc::PROT_WRITE != 0 {
+            let size = stat_descriptor(fd).map_or(0, |stat| stat.st_size.saturating_sub(offset).max(0) as usize);
+            watch(ring, table, &mut entered, size);
+        } else {
+            entered.state = MappingState::Readable;
+            table.set(ring, &entered);
+        }
+    }
+    result
+}
+
+/// Enters the mapping that is about to be made of `fd`, if stores through it would change a file of the primary.
+fn enter(ring: &Ring, fd: i32, bytes: usize, offset: i64) -> Option<(&'static Table, Mapped)> {
+    // SAFETY: F_GETFL takes no pointer.
+    let status = unsafe { syscall!(libc::SYS_fcntl, fd, libc::F_GETFL, 0) };
+    // Whatever the protection is now, mprotect(2) may allow stores later; but never through what is open for reading.
+    if is_error(status) || status as i32 & libc::O_ACCMODE != libc::O_RDWR {
+        return None;
+    }
+    let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return None };
+    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let bytes = bytes.checked_next_multiple_of(page_bytes()).filter(|bytes| *bytes > 0 && offset >= 0)?;
+    let range = Range { file, address: 0, bytes: bytes as u64, offset: offset as u64, flags };
+    add(ring, &range)
+}
+
+fn add(ring: &Ring, range: &Range) -> Option<(&'static Table, Mapped)> {
+    found();
+    let entered = mapped::table_or_new().and_then(|table| Some((table, table.enter(ring, process_id(), range)?)));
+    if entered.is_none() {
+        lose(ring);
+    }
+    entered
+}
+
+/// Has the stores to a mapping found from now on; none has been made so far. `size` is what the file has of it.
+fn watch(ring: &Ring, table: &Table, mapped: &mut Mapped, size: usize) {
+    let (start, bytes) = (mapped.start(), mapped.range.bytes as usize);
+    let armed = size.min(bytes).next_multiple_of(page_bytes()).min(bytes);
+    let armed = if armed > ARMED_BYTES_MAX { 0 } else { armed };
+    // Said first, so that the announcement finds what is announced; and once more when the kernel tells.
+    mapped.state = MappingState::Writable;
+    table.set(ring, mapped);
+    if tracking::track(mapped.index, mapped.turn, start, bytes, armed) {
+        mapped.state = MappingState::Tracked;
+        table.set(ring, mapped);
+    }
+}
+
+/// munmap(2).
+pub fn munmap(address: usize, bytes: usize) -> isize {
+    // SAFETY: the program's own call.
+    let call = || unsafe { syscall!(libc::SYS_munmap, address, bytes) };
+    if !any() {
+        return call();
+    }
+    record(address, bytes);
+    let born_before = now();
+    let result = call();
+    if !is_error(result) {
+        forget(address, bytes, born_before);
+    }
+    result
+}
+
+/// msync(2).
+pub fn msync(address: usize, bytes: usize, flags: i32) -> isize {
+    record(address, bytes);
+    // SAFETY: the program's own call.
+    let result =
+        blocking::call(descriptors::BLOCKS, || unsafe { syscall!(libc::SYS_msync, address, bytes, flags) });
+    if flags & libc::MS_SYNC != 0 && !is_error(result) {
+        each_part(address, bytes, |_, mapped, _| copy::synced(mapped.range.file));
+    }
+    result
+}
+
+/// mprotect(2), once it has allowed stores: those to what could only be read so far are looked for before they can be
+/// made. `call` does it.
+pub fn allow_stores(address: usize, bytes: usize, call: impl Fn() -> isize) -> isize {
+    if let Some((ring, table)) = mine() {
+        let (start, end) = span(address, bytes);
+        for mapped in table.all().filter(|mapped| mapped.part(start, end).is_some()) {
+            under_lock(ring, table, &mapped, |_, mapped| {
+                if mapped.state == MappingState::Readable {
+                    let mut mapped = mapped;
+                    let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
+                    watch(ring, table, &mut mapped, size);
+                }
+            });
+        }
+    }
+    call()
+}
+
+/// mremap(2).
+pub fn mremap(old: usize, old_bytes: usize, new_bytes: usize, flags: i32, new: usize) -> isize {
+    // SAFETY: the program's own call.
+    let call = || unsafe { syscall!(libc::SYS_mremap, old, old_bytes, new_bytes, flags, new) };
+    let Some((ring, table)) = mine() else { return call() };
+    let replaces = flags & libc::MREMAP_FIXED != 0;
+    if replaces {
+        record(new, new_bytes);
+    }
+    record(old, old_bytes);
+    let moved = table.all().find(|mapped| mapped.part(old, old + 1).is_some());
+    let born_before = now();
+    let result = call();
+    if is_error(result) {
+        return result;
+    }
+    let (old_bytes, new_bytes, to) = (span(0, old_bytes).1, span(0, new_bytes).1, result as usize);
+    if to != old {
+        forget(to, new_bytes, born_before);
+        // Of nothing, it makes a second mapping of the same pages.
+        if flags & libc::MREMAP_DONTUNMAP == 0 && old_bytes != 0 {
+            forget(old, old_bytes, born_before);
+        }
+    } else if new_bytes < old_bytes {
+        forget(old + new_bytes, old_bytes - new_bytes, born_before);
+    }
+    let Some(moved) = moved else { return result };
+    let offset = moved.offset_of(old);
+    if to != old {
+        add_mapped(ring, &Range { address: to as u64, bytes: new_bytes as u64, offset, ..moved.range }, moved.state);
+    } else if new_bytes > old_bytes {
+        // What the kernel tells about a mapping holds for what it has grown by.
+        under_lock(ring, table, &moved, |_, mapped| {
+            let bytes = mapped.range.bytes.max((old + new_bytes) as u64 - mapped.range.address);
+            table.set(ring, &Mapped { range: Range { bytes, ..mapped.range }, ..mapped });
+        });
+    }
+    result
+}
+
+/// Enters a mapping that is there already.
+fn add_mapped(ring: &Ring, range: &Range, like: MappingState) {
+    let Some((table, mut mapped)) = add(ring, range) else { return };
+    match like {
+        MappingState::Preparing | MappingState::Readable => {
+            mapped.state = MappingState::Readable;
+            table.set(ring, &mapped);
+        }
+        MappingState::Writable | MappingState::Tracked => {
+            // Stores may be made by another thread already.
+            under_lock(ring, table, &mapped, |operation, mapped| {
+                let mut mapped = mapped;
+                let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
+                watch(ring, table, &mut mapped, size);
+                record_unknown(operation, &mapped, mapped.start(), mapped.end());
+            });
+        }
+    }
+}
+
+/// madvise(2) with advice that drops pages, or what is in the file. `call` does it.
+pub fn advise(address: usize, bytes: usize, advice: i32, call: impl Fn() -> isize) -> isize {
+    if !any() {
+        return call();
+    }
+    record(address, bytes);
+    let result = call();
+    if advice == libc::MADV_REMOVE && !is_error(result) {
+        each_part(address, bytes, |operation, mapped, (start, end)| {
+            reread(operation, &mapped, start, end);
+        });
+    }
+    result
+}
+
+/// remap_file_pages(2): another part of the same file at the same address.
+pub fn remap_file_pages(address: usize, bytes: usize, protection: i32, page: usize, flags: i32) -> isize {
+    // SAFETY: the program's own call.
+    let call = || unsafe { syscall!(libc::SYS_remap_file_pages, address, bytes, protection, page, flags) };
+    let Some((ring, table)) = mine() else { return call() };
+    let Some(mapped) = table.all().find(|mapped| mapped.start() <= address && address < mapped.end()) else {
+        return call();
+    };
+    record(address, bytes);
+    let born_before = now();
+    let result = call();
+    if !is_error(result) {
+        forget(address, bytes, born_before);
+        let (start, end) = span(address, bytes);
+        let offset = (page * page_bytes()) as u64;
+        let range = Range { address: start as u64, bytes: (end - start) as u64, offset, ..mapped.range };
+        add_mapped(ring, &range, mapped.state);
+    }
+    result
+}
+
+/// Records what was stored to `file` through mappings of this process: fsync(2) makes that durable, too.
+#[inline(always)]
+pub fn record_file(file: FileId) {
+    if any() {
+        record_where(|mapped| (mapped.range.file == file).then(|| (mapped.start(), mapped.end())));
+    }
+}
+
+/// Records everything that was stored through mappings of this process: it is about to end, or all is made durable.
+#[inline(always)]
+pub fn record_all() {
+    if any() {
+        record_where(|mapped| Some((mapped.start(), mapped.end())));
+    }
+}
+
+/// The process ends by its own will, and only this thread is left to store anything: what is recorded now is all there
+/// is, and nothing has to be read again.
+pub fn end() {
+    if !any() || state::is_borrowed_memory() {
+        return;
+    }
+    record_all();
+    let Some((ring, table)) = mine() else { return };
+    if is_last_thread() {
+        for mapped in table.all() {
+            under_lock(ring, table, &mapped, |_, mapped| {
+                if matches!(mapped.state, MappingState::Tracked | MappingState::Readable) {
+                    table.leave(ring, &mapped);
+                }
+            });
+        }
+    }
+}
+
+/// True when the process has one thread: a directory has a link from each below it, and two of its own.
+fn is_last_thread() -> bool {
+    crate::sys::stat_at(crate::sys::HERE, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink == 3)
+}
+
+/// When a child may have stored through what it has inherited.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Since {
+    /// Not yet.
+    Now,
+    /// Any time.
+    Unknown,
+}
+
+/// In a forked child, before it goes on: what it has inherited is mapped by it, too.
+pub fn after_fork() {
+    if any()
+        && let (Some(ring), Some(table)) = (state::ring(), mapped::table())
+        && !mapped::is_mine()
+    {
+        inherit(ring, table, Since::Now);
+    }
+}
+
+#[cold]
+fn inherit(ring: &Ring, table: &Table, since: Since) {
+    mapped::take_over();
+    let pid = process_id();
+    for inherited in table.all() {
+        let Some(mut mapped) = table.enter_again(ring, pid, &inherited) else {
+            lose(ring);
+            continue;
+        };
+        match mapped.state {
+            MappingState::Preparing => table.leave(ring, &mapped),
+            MappingState::Readable => {}
+            MappingState::Writable | MappingState::Tracked => {
+                let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
+                watch(ring, table, &mut mapped, size);
+                if since == Since::Unknown {
+                    under_lock(ring, table, &mapped, |operation, mapped| {
+                        record_unknown(operation, &mapped, mapped.start(), mapped.end());
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// First and last address of the pages that a range touches.
+fn span(address: usize, bytes: usize) -> (usize, usize) {
+    let mask = page_bytes() - 1;
+    (address & !mask, address.saturating_add(bytes).saturating_add(mask) & !mask)
+}
+
+/// Runs `work` on a mapping under the lock of its file, if it is still there; on what it is then.
+fn under_lock<R>(
+    ring: &Ring,
+    table: &Table,
+    mapped: &Mapped,
+    work: impl FnOnce(&Operation<'_>, Mapped) -> R,
+) -> Option<R> {
+    let mut operation = Operation::on_contents(ring)?;
+    operation.lock(&mut [StripeIndex::of_file(mapped.range.file)]);
+    let now = table.get(mapped.slot)?;
+    (now.index == mapped.index && now.turn == mapped.turn).then(|| work(&operation, now))
+}
+
+fn each_part(address: usize, bytes: usize, mut work: impl FnMut(&Operation<'_>, Mapped, (usize, usize))) {
+    let Some((ring, table)) = mine() else { return };
+    let (start, end) = span(address, bytes);
+    for mapped in table.all().filter(|mapped| mapped.part(start, end).is_some()) {
+        under_lock(ring, table, &mapped, |operation, mapped| {
+            if let Some(part) = mapped.part(start, end) {
+                work(operation, mapped, part);
+            }
+        });
+    }
+}
+
+/// Records what was stored to a range of addresses.
+fn record(address: usize, bytes: usize) {
+    if any() {
+        let (start, end) = span(address, bytes);
+        record_where(|mapped| mapped.part(start, end));
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn record_where(choose: impl Fn(&Mapped) -> Option<(usize, usize)>) {
+    let Some((ring, table)) = mine() else { return };
+    for mapped in table.all().filter(|mapped| choose(mapped).is_some()) {
+        under_lock(ring, table, &mapped, |operation, mapped| {
+            let Some((start, end)) = choose(&mapped) else { return };
+            match mapped.state {
+                MappingState::Preparing | MappingState::Readable => {}
+                MappingState::Tracked => {
+                    let end = start + tracking::reach(start, end - start);
+                    let told = tracking::scan(start, end, |from, to| record_run(operation, &mapped, from, to));
+                    if !told {
+                        // The replayer that had the userfaultfd has ended, say: this is done anew.
+                        let mut mapped = mapped;
+                        let size = end - mapped.start();
+                        watch(ring, table, &mut mapped, size);
+                        record_unknown(operation, &mapped, mapped.start(), mapped.end());
+                    }
+                }
+                MappingState::Writable => record_unknown(operation, &mapped, start, end),
+            }
+        });
+    }
+}
+
+/// Records a range of which isn't known what was stored to it.
+fn record_unknown(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
+    if end - start <= UNTRACKED_BYTES_MAX {
+        record_run(operation, mapped, start, end);
+    } else {
+        reread(operation, mapped, start, end);
+    }
+}
+
+fn reread(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
+    operation.reread(mapped.range.file, mapped.offset_of(start), (end - start) as u64, mapped.range.flags);
+}
+
+/// Records what a range of addresses holds, as far as it lies in the file.
+fn record_run(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
+    let mut at = start;
+    while at < end {
+        let wanted = (end - at).min(DATA_BYTES_MAX);
+        let draft = Draft {
+            file: mapped.range.file,
+            a: mapped.offset_of(at),
+            b: wanted as u64,
+            flags: mapped.range.flags | FLAG_WITHIN,
+            ..Draft::new(Kind::Write)
+        };
+        let Some(pending) = operation.prepare(&draft, wanted) else { return reread(operation, mapped, at, end) };
+        let (data, _) = operation.data(&pending);
+        let copied = read_own(at, data, wanted);
+        operation.declare(&pending);
+        if is_error(copied) || copied == 0 {
+            // Beyond the end of the file, or not to be read by this process.
+            operation.abort(&pending);
+            return reread(operation, mapped, at, end);
+        }
+        operation.commit(pending, |header| {
+            header.b = copied as u64;
+            header.data_bytes = copied as u32;
+        });
+        at += copied as usize;
+    }
+}
+
+/// Mappings that are there now were born before this.
+fn now() -> u64 {
+    mapped::table().map_or(0, Table::now)
+}
+
+/// Takes out what is no longer mapped, or not as it was. Another thread may have got the same addresses since: its
+/// mapping was not born before the call.
+fn forget(address: usize, bytes: usize, born_before: u64) {
+    let Some((ring, table)) = mine() else { return };
+    let (start, end) = span(address, bytes);
+    let gone = |mapped: &Mapped| mapped.birth < born_before && mapped.part(start, end).is_some();
+    for mapped in table.all().filter(gone) {
+        under_lock(ring, table, &mapped, |_, mapped| {
+            if mapped.state == MappingState::Preparing {
+                return;
+            }
+            let Some((from, to)) = mapped.part(start, end) else { return };
+            let tail = Range {
+                address: to as u64,
+                bytes: (mapped.end() - to) as u64,
+                offset: mapped.offset_of(to),
+                ..mapped.range
+            };
+            let mut left = mapped;
+            match (mapped.start() < from, to < mapped.end()) {
+                (false, false) => return table.leave(ring, &mapped),
+                (false, true) => left.range = tail,
+                (true, keeps_tail) => {
+                    left.range.bytes = (from - mapped.start()) as u64;
+                    if keeps_tail {
+                        // Entered before the first part shrinks, so that no moment knows of neither.
+                        match table.enter_part(ring, process_id(), &tail, mapped.birth) {
+                            Some(part) => table.set(ring, &Mapped { state: mapped.state, ..part }),
+                            None => lose(ring),
+                        }
+                    }
+                }
+            }
+            table.set(ring, &left);
+        });
+    }
+}
