@@ -147,6 +147,7 @@ impl Replayer {
     pub fn scan(&self) -> Scan {
         let scan = self.coverage.scan(&self.backlog.ring);
         if scan.newly_not_followed > 0 {
+            self.count_repairs(scan.newly_not_followed as u64);
             self.mark_incomplete(scan.since);
         }
         if scan.not_followed_living == 0 {
@@ -164,6 +165,11 @@ impl Replayer {
     /// What the last scan has found.
     pub fn last_scan(&self) -> Scan {
         *self.last_scan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts comparisons that make up for what was not recorded.
+    fn count_repairs(&self, count: u64) {
+        self.backlog.ring.header().repairs.fetch_add(count, Ordering::Relaxed);
     }
 
     fn mark_incomplete(&self, since: u64) {
@@ -293,7 +299,10 @@ impl Running {
                 Ok(Event::Reserve) => {
                     self.replayer.reserve_after(self.replayer.backlog.ready.load().seq);
                 }
-                Ok(Event::NotFollowed { since }) => self.replayer.mark_incomplete(since),
+                Ok(Event::NotFollowed { since }) => {
+                    self.replayer.count_repairs(1);
+                    self.replayer.mark_incomplete(since);
+                }
                 Ok(Event::Damaged) => self.resync_all(),
                 Err(RecvTimeoutError::Timeout) => {
                     next_tick = Instant::now() + TICK;
@@ -317,7 +326,9 @@ impl Running {
         let backlog = &replayer.backlog;
         replayer.scan();
         let lost = backlog.ring.header().lost.0.load(Ordering::SeqCst);
-        if lost > replayer.progress.get().lost_seen {
+        let lost_before = replayer.progress.get().lost_seen;
+        if lost > lost_before {
+            replayer.count_repairs(lost - lost_before);
             log::error!("changes were made without a record; every mirror is compared with the primary");
             self.resync_all();
             // Only now that the mirrors' need is stored: who is killed in between has them compared once more.

@@ -104,8 +104,6 @@ impl Sequencer {
             } else {
                 let timeout = if this.undecided.is_some() { PAUSE_MAX * 20 } else { SWEEP_EVERY };
                 this.replayer.backlog.ring.sleep_until_work(this.place.position, timeout.as_nanos() as u64);
-                idle_since = None;
-                pause = PAUSE_FIRST;
             }
         }
     }
@@ -187,7 +185,8 @@ impl Sequencer {
         match record.kind {
             Kind::NotFollowed => {
                 let reason = Reason::from_u32(record.header.a as u32);
-                if replayer.coverage.note(record.header.b as u32, reason, record.path1) {
+                let pid = record.header.b as u32;
+                if replayer.coverage.note(&replayer.backlog.ring, pid, reason, record.path1) {
                     replayer.tell(Event::NotFollowed { since: realtime_seconds().saturating_sub(2) });
                 }
             }

@@ -78,6 +78,14 @@ impl World {
         Producer { ring, me, primary: self.primary(), open: BTreeMap::new() }
     }
 
+    fn remove_ring(&self) {
+        let link = self.set.file("ring");
+        if let Ok(ring) = fs::read_link(&link) {
+            fs::remove_file(ring).expect("removed");
+            fs::remove_file(link).expect("removed");
+        }
+    }
+
     /// Compares a mirror with the primary: names, types, contents, modes, times.
     fn assert_equal(&self, name: &str) {
         let (primary, mirror) = (listing(&self.primary()), listing(&self.mirror(name)));
@@ -92,7 +100,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         // It lies in shared memory, not in the temporary directory.
-        let _ = crate::ring_file::remove_ring(&self.set);
+        self.remove_ring();
     }
 }
 
@@ -356,7 +364,7 @@ fn records_left_in_the_ring_are_applied_by_the_next_replayer() {
     replay.stop(false);
     // Ring lost after an orderly end: numbers go on, and nothing has to be compared.
     drop(producer);
-    crate::ring_file::remove_ring(&world.set).expect("removed");
+    world.remove_ring();
     let replay = world.start();
     replay.wait_current();
     let status = replay.status();
@@ -532,6 +540,51 @@ fn freezing_holds_programs_and_brings_mirrors_level() {
     });
     replay.wait_current();
     world.assert_equal("two");
+    replay.stop(false);
+}
+
+#[test]
+fn a_replayer_that_is_not_needed_ends_by_itself() {
+    let world = World::new();
+    let lock = world.set.lock_replayer().expect("no trouble").expect("nobody else");
+    let running = Running::start(world.set.clone(), lock).expect("it starts");
+    let ring = RingFile::open_or_make(&world.set).expect("a ring");
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep exists");
+    ring.attach_process(child.id(), b"/bin/sleep", monotonic_ns());
+    let thread = std::thread::spawn(move || running.serve(Lifetime::WhileNeeded));
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(!thread.is_finished(), "a wrapped process lives");
+    child.kill().expect("ours");
+    child.wait().expect("ours");
+    assert_eq!(thread.join().expect("it doesn't panic"), Exit::Done);
+    assert!(cursor::read(&world.set.file("progress.json")).expect("readable").at_rest);
+    assert_eq!(ring.header().replayer_pid.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn what_an_unfollowed_program_wrote_is_found_when_it_has_ended() {
+    use journal::processes::Reason;
+    let world = World::new();
+    let replay = world.start();
+    replay.wait_current();
+    let ring = RingFile::open_or_make(&world.set).expect("a ring");
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("sleep exists");
+    ring.announce_exec(child.id(), b"/bin/busybox", Reason::Static, monotonic_ns());
+    fs::write(world.primary().join("unseen"), b"x").expect("written");
+    replay.until("one", |mirror| !mirror.complete);
+    let answer = replay.wait();
+    assert!(answer.ok, "what lives on is not waited for: {answer:?}");
+    assert!(!world.mirror("one").join("unseen").exists());
+    child.kill().expect("ours");
+    child.wait().expect("ours");
+    replay.wait_current();
+    for name in ["one", "two"] {
+        world.assert_equal(name);
+        assert!(replay.mirror(name).complete);
+    }
+    let coverage = replay.status().coverage;
+    assert_eq!(coverage.not_followed.len(), 1);
+    assert_eq!((&*coverage.not_followed[0].reason, coverage.not_followed[0].count), ("static", 1));
     replay.stop(false);
 }
 
