@@ -82,8 +82,6 @@ pub struct Header {
     pub dropped: AtomicU64,
     /// Processes that have attached since the ring was made.
     pub attached: AtomicU64,
-    /// Tells the shim to switch one hook off, for tests of the tests: index + 1 in the hook table, 0 for none.
-    pub mutant: AtomicU32,
     /// Slot number + 1 of the replayer's sequencer, whose life word tells whether the replayer lives; 0 for none.
     pub replayer_slot: AtomicU32,
     /// One more than the highest entry of [`Mapping`] ever used.
