@@ -35,6 +35,9 @@ const BREATH: Duration = Duration::from_millis(10);
 /// How long a frozen ring may take to come to its end.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
 
+/// Paths of the primary that could not be read, and why.
+type Unreadable = Vec<(Vec<u8>, rustix::io::Errno)>;
+
 /// Why a rebuild has not come to its end.
 enum Interrupted {
     /// There is an order, or records were released that had not been noted.
@@ -94,7 +97,7 @@ impl Worker {
     }
 
     /// Says that the mirror is a prefix again. `is_repaired`: nothing that was not followed has run meanwhile.
-    fn finish_rebuild(&mut self, unreadable: Vec<(Vec<u8>, rustix::io::Errno)>, is_repaired: bool) {
+    fn finish_rebuild(&mut self, unreadable: Unreadable, is_repaired: bool) {
         let first = unreadable.first().map(|(path, error)| {
             let more =
                 if unreadable.len() > 1 { format!(", and {} more", unreadable.len() - 1) } else { String::new() };
@@ -125,7 +128,7 @@ impl Worker {
     }
 
     /// The rebuild itself. Returns what could not be read.
-    fn fill(&mut self, rebuild: &mut Rebuild) -> Result<Vec<(Vec<u8>, rustix::io::Errno)>, Interrupted> {
+    fn fill(&mut self, rebuild: &mut Rebuild) -> Result<Unreadable, Interrupted> {
         let generation = self.replayer.set().settings.generation;
         let applied_seq = self.mirror.facts().prefix_seq;
         let cursor = MirrorCursor { generation, applied_seq, consistent: false };
@@ -242,7 +245,7 @@ impl Worker {
     }
 
     /// The last pass, with programs held. `None` when they could not be held for long enough.
-    fn last_pass(&mut self, rebuild: &mut Rebuild) -> Result<Option<Vec<(Vec<u8>, rustix::io::Errno)>>, Interrupted> {
+    fn last_pass(&mut self, rebuild: &mut Rebuild) -> Result<Option<Unreadable>, Interrupted> {
         let replayer = self.replayer.clone();
         let Some(frozen) = replayer.backlog.freeze(FREEZE) else { return Ok(None) };
         if !self.note_to_end(rebuild, &frozen)? {
