@@ -19,21 +19,17 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// A process that is ended, with its group, when this is dropped.
+/// A process that is ended, with its group, when this is dropped before its end.
 pub struct Running {
     child: Child,
+    ended: bool,
 }
 
 impl Running {
     /// Starts `command` in a process group of its own.
     pub fn start(command: &mut Command) -> Self {
         let child = command.process_group(0).spawn();
-        Self { child: child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")) }
-    }
-
-    /// The process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        Self { child: child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")), ended: false }
     }
 
     /// The exit status if the process has ended within `limit`.
@@ -41,6 +37,7 @@ impl Running {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                self.ended = true;
                 return Some(status);
             }
             if Instant::now() >= deadline {
@@ -53,6 +50,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // What it started and left behind goes on: that is for the test to look at.
+        if self.ended {
+            return;
+        }
         if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
             let _gone_already = kill_process_group(group, Signal::KILL);
         }
@@ -76,8 +77,6 @@ pub fn run(command: &mut Command, directory: &Path, limit: Duration) -> Outcome 
     let Some(status) = status else {
         panic!("{command:?} has not ended within {limit:?}\nstdout: {stdout}\nstderr: {stderr}");
     };
-    // What the command started in the background and outlived it (a replayer is a session of its own) goes on; only
-    // the group of a command that is still running is ended by the drop.
     let status = status.code().or(status.signal().map(|signal| 128 + signal)).expect("an exit or a signal");
     Outcome { status, stdout, stderr }
 }

@@ -1,7 +1,7 @@
 //! The small programs of `programs/`: equal output and tree, bare and wrapped, and mirrors equal to the primary.
 
 use crate::binary;
-use crate::harness::{Job, Sandbox, assert_same_words};
+use crate::harness::{Job, Repairs, Sandbox, assert_same_words};
 use crate::place::{FileSystem, Place, User, everything, is_root, skip};
 
 /// Whether two runs of a program leave the same names and sizes behind.
@@ -18,6 +18,14 @@ struct Program {
     tree: Tree,
     as_whom: Whom,
     records_min: u64,
+    deaths: Deaths,
+}
+
+/// Whether a process is killed in the middle of a change, which is repaired.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deaths {
+    None,
+    InTheMiddle,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,7 +35,7 @@ enum Whom {
 }
 
 const fn program(name: &'static str, tree: Tree, records_min: u64) -> Program {
-    Program { name, arguments: &[], tree, as_whom: Whom::Anyone, records_min }
+    Program { name, arguments: &[], tree, as_whom: Whom::Anyone, records_min, deaths: Deaths::None }
 }
 
 const OPENING: Program = program("opening", Tree::Same, 40);
@@ -35,14 +43,15 @@ const WRITING: Program = program("writing", Tree::Same, 640);
 const POINTERS: Program = program("pointers", Tree::Same, 15);
 const NAMES: Program = program("names", Tree::Same, 120);
 const ATTRIBUTES: Program = program("attributes", Tree::Same, 60);
-const SIZES: Program = program("sizes", Tree::Same, 25);
+const SIZES: Program = Program { deaths: Deaths::InTheMiddle, ..program("sizes", Tree::Same, 25) };
 const OUTSIDE: Program = Program { arguments: &["{outside}"], ..program("outside", Tree::Same, 30) };
 const DESCRIPTORS: Program = program("descriptors", Tree::Same, 30);
-const PROCESSES: Program = program("processes", Tree::Varies, 50);
+const PROCESSES: Program = Program { deaths: Deaths::InTheMiddle, ..program("processes", Tree::Varies, 50) };
 const THREADS: Program = program("threads", Tree::Varies, 8000);
 const LOADING: Program = program("loading", Tree::Same, 20);
-const SCRIBBLE: Program = program("scribble", Tree::Same, 15000);
-const MAPPING: Program = program("mapping", Tree::Varies, 40);
+const SCRIBBLE: Program = program("scribble", Tree::Same, 8000);
+const VANISHING: Program = program("vanishing", Tree::Same, 1000);
+const MAPPING: Program = Program { deaths: Deaths::InTheMiddle, ..program("mapping", Tree::Varies, 40) };
 const ROOT: Program = Program { as_whom: Whom::Root, ..program("root", Tree::Same, 15) };
 const UNLINKED: Program = program("unlinked", Tree::Same, 400);
 const VISIBLE: Program = program("visible", Tree::Same, 2);
@@ -92,7 +101,8 @@ fn check_at(program: &Program, place: Place) {
     let (second, second_tree) = sandbox.bare_again(&job);
     assert_eq!(first.status, second.status, "{what}: two bare runs end differently");
     sandbox.start();
-    let (wrapped, records) = sandbox.mirrored(|| sandbox.wrapped(&job));
+    let repairs = if program.deaths == Deaths::None { Repairs::None } else { Repairs::Allowed };
+    let (wrapped, records) = sandbox.mirrored_with(repairs, || sandbox.wrapped(&job));
     assert_eq!(wrapped.status, first.status, "{what}: {}{}", wrapped.stdout, wrapped.stderr);
     assert_same_words(&format!("{what}, stdout"), &first.stdout, &second.stdout, &wrapped.stdout);
     assert_same_words(&format!("{what}, stderr"), &first.stderr, &second.stderr, &wrapped.stderr);
@@ -162,6 +172,11 @@ fn calls_that_the_dynamic_linker_does_not_bind() {
 #[test]
 fn a_buffer_that_changes_during_the_write() {
     check(&SCRIBBLE);
+}
+
+#[test]
+fn a_buffer_whose_pages_vanish_during_the_write() {
+    check(&VANISHING);
 }
 
 #[test]

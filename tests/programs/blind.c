@@ -1,4 +1,4 @@
-// One call a directory: made through libc (`seen`) or by an own instruction that no library can see (`unseen`).
+// One call a directory, which `prepare` makes: through libc (`seen`) or by an own instruction that no library can see (`unseen`).
 // What is unseen must show as a difference of the mirrors, or else the comparison proves nothing.
 #include "say.h"
 #include <linux/fs.h>
@@ -105,14 +105,13 @@ static void prepare(const char *directory) {
 
 int main(int argc, char **argv) {
     unseen = !strcmp(argv[1], "unseen");
-    for (int i = 2; i < argc; i++)
-        prepare(argv[i]);
-    // Times are read from the primary when an object has come to rest: what is prepared must have rested before, or
-    // the times that an unseen call sets would be taken along.
-    sleep(3);
     for (int i = 2; i < argc; i++) {
+        if (!strcmp(argv[1], "prepare")) {
+            prepare(argv[i]);
+            continue;
+        }
         MUST(chdir(argv[i]));
-        // Never closed, since that is another moment at which times are read.
+        // Never closed, since that is a moment at which times are read.
         fd = MUST(open("file", strncmp(argv[i], "fut", 3) ? O_RDWR : O_RDONLY));
         long result = act(argv[i]);
         printf("%s: %s\n", argv[i], result < 0 ? strerrorname_np(errno) : "ok");
