@@ -18,10 +18,10 @@ mod verify;
 mod wait;
 
 use crate::exit::Exit;
-use anyhow::Context;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use config::Config;
 use program::ProgramError;
+use select::FromEnvironment;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ pub struct Global {
     #[arg(skip)]
     loaded: Config,
     #[arg(skip)]
-    set_from_environment: Option<String>,
+    environment: Option<FromEnvironment>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -164,7 +164,13 @@ impl Command {
 impl Global {
     /// The set that is meant, if one is named: by flag, else by environment.
     pub fn set(&self) -> Option<&str> {
-        self.set.as_deref().or(self.set_from_environment.as_deref())
+        let environment =
+            self.environment.as_ref().filter(|environment| match (&self.state_dir, &environment.state_dir) {
+                // A set of one state directory says nothing about another.
+                (Some(flag), Some(other)) => select::resolve(flag) == select::resolve(other),
+                _ => true,
+            });
+        self.set.as_deref().or(environment.map(|environment| environment.name.as_str()))
     }
 
     /// The set named by flag.
@@ -172,11 +178,16 @@ impl Global {
         self.set.as_deref()
     }
 
-    /// The state directory, if flag or configuration name one; the environment stands between the two.
+    /// The state directory, if anything names one: flag, environment or configuration.
     pub fn state_dir(&self) -> Option<&Path> {
-        let environment = std::env::var_os("LOCKSTEP_STATE_DIR").is_some_and(|value| !value.is_empty());
-        let configured = self.loaded.state_dir.as_deref().filter(|_| !environment);
-        self.state_dir.as_deref().or(configured)
+        let environment = self.environment.as_ref().filter(|_| self.set.is_none());
+        // Left to `StateDir::locate`, which knows where to look.
+        let variable = std::env::var_os("LOCKSTEP_STATE_DIR").is_some_and(|value| !value.is_empty());
+        self.state_dir.as_deref().or_else(|| environment?.state_dir.as_deref()).or(self
+            .loaded
+            .state_dir
+            .as_deref()
+            .filter(|_| !variable))
     }
 
     /// The state directory named by flag.
@@ -215,10 +226,7 @@ impl Global {
 
     fn load(&mut self) -> anyhow::Result<()> {
         self.loaded = Config::load(self.config.as_deref())?;
-        self.set_from_environment = match std::env::var_os("LOCKSTEP_SET").filter(|name| !name.is_empty()) {
-            None => None,
-            Some(name) => Some(name.into_string().ok().context("cannot use LOCKSTEP_SET: it is not text")?),
-        };
+        self.environment = FromEnvironment::read();
         Ok(())
     }
 

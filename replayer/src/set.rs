@@ -174,14 +174,20 @@ impl StateDir {
     /// # Errors
     /// `NoStateDir` if nothing says so, `Io` if the current directory is gone and the path is relative.
     pub fn locate(flag: Option<&Path>) -> Result<PathBuf, SetError> {
-        let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let path = flag
             .map(Path::to_path_buf)
-            .or_else(|| from("LOCKSTEP_STATE_DIR"))
-            .or_else(|| from("XDG_STATE_HOME").filter(|home| home.is_absolute()).map(|home| home.join("lockstep")))
-            .or_else(|| from("HOME").map(|home| home.join(".local/state/lockstep")))
+            .or_else(|| variable("LOCKSTEP_STATE_DIR"))
+            .or_else(Self::usual)
             .ok_or(SetError::NoStateDir)?;
         std::path::absolute(&path).map_err(|source| SetError::Io { what: "find the state directory", path, source })
+    }
+
+    /// Where the state directory is when nobody says otherwise. The library looks there too.
+    pub fn usual() -> Option<PathBuf> {
+        variable("XDG_STATE_HOME")
+            .filter(|home| home.is_absolute())
+            .map(|home| home.join("lockstep"))
+            .or_else(|| variable("HOME").map(|home| home.join(".local/state/lockstep")))
     }
 
     /// Opens the state directory if there is one.
@@ -541,6 +547,10 @@ pub fn replace_file(path: &Path, content: &[u8], mode: u32) -> Result<(), SetErr
         let _ = std::fs::remove_file(&temporary);
         fail(error)
     })
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Settings, SetError> {

@@ -6,6 +6,7 @@
 use super::launch::{Announcement, Arrived, Program, Signals};
 use super::mirrors::{self, Wanted};
 use super::program::{self, ProgramError};
+use super::select::{self, FromEnvironment, resolve};
 use super::supervisor::{self, Supervisor};
 use super::{Global, adopt};
 use crate::client::{Asked, ClientError};
@@ -101,7 +102,7 @@ impl Run {
         let signals = Signals::collect()?;
         let environment = [
             ("LD_PRELOAD", preload(&library)),
-            ("LOCKSTEP_SET", OsString::from(set.name())),
+            ("LOCKSTEP_SET", select::variable(&set)),
             ("LOCKSTEP_STATE_DIR", set.state_dir().as_os_str().to_owned()),
         ];
         let announcement = Announcement { ring: &ring, path: &found, reason };
@@ -191,18 +192,6 @@ fn owner_policy(word: &str) -> anyhow::Result<OwnerPolicy> {
     })
 }
 
-/// The canonical form of a path of which only the beginning may exist.
-fn resolve(path: &Path) -> PathBuf {
-    let mut rest = Vec::new();
-    for ancestor in path.ancestors() {
-        if let Ok(real) = ancestor.canonicalize() {
-            return rest.iter().rev().fold(real, |path, name: &OsString| path.join(name));
-        }
-        rest.extend(ancestor.file_name().map(OsStr::to_owned));
-    }
-    path.to_path_buf()
-}
-
 /// Our library first: ours must see what the others do.
 fn preload(library: &Path) -> OsString {
     let mut value = library.as_os_str().to_owned();
@@ -240,11 +229,11 @@ pub struct Outer {
 impl Outer {
     /// Looks whether there is one: its variables are set, and its library is loaded.
     pub fn from_environment() -> Option<Self> {
-        let set = std::env::var("LOCKSTEP_SET").ok()?;
-        let state_dir = std::env::var_os("LOCKSTEP_STATE_DIR")?.into();
+        let FromEnvironment { name, state_dir } = FromEnvironment::read()?;
+        let state_dir = state_dir.or_else(StateDir::usual)?;
         let preloads = std::env::var_os("LD_PRELOAD")?;
         let wrapped = preloads.as_bytes().split(|byte| matches!(byte, b':' | b' ')).any(library::is_ours);
-        wrapped.then_some(Self { set, state_dir })
+        wrapped.then_some(Self { set: name, state_dir })
     }
 
     /// Refuses what is not this set: one process writes into one ring.
@@ -536,13 +525,5 @@ mod tests {
         assert!(is_descendant(me, parent));
         assert!(!is_descendant(parent, me));
         assert!(!is_stopped(me));
-    }
-
-    #[test]
-    fn a_path_of_which_only_the_beginning_exists_is_resolved() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let real = dir.path().canonicalize().expect("there");
-        std::os::unix::fs::symlink(&real, dir.path().join("link")).expect("made");
-        assert_eq!(resolve(&dir.path().join("link/a/b")), real.join("a/b"));
     }
 }
