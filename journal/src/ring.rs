@@ -265,6 +265,19 @@ impl Ring {
         self.wake_consumer();
     }
 
+    /// Claims, writes and commits a record that is known as a whole and about something that has happened. False when
+    /// there was no room for it, which is counted in `lost`.
+    pub fn append(&self, me: Owner, header: &record::Header, payload: &[u8]) -> bool {
+        let Some(claim) = self.claim(me, payload.len()) else { return false };
+        self.write_header(&claim, header);
+        let (address, room) = self.payload(&claim);
+        let bytes = payload.len().min(room);
+        // SAFETY: the claim has this room, which is its owner's to fill; the payload is not part of it.
+        unsafe { core::ptr::copy_nonoverlapping(payload.as_ptr(), address, bytes) };
+        self.intend(&claim);
+        self.commit(&claim)
+    }
+
     /// Wakes the consumer if it sleeps: one load when it doesn't.
     pub fn wake_consumer(&self) {
         let sleeps = &self.header().consumer_sleeps.0;
@@ -361,20 +374,13 @@ pub(crate) mod tests {
     }
 
     fn put(ring: &Ring, me: Owner, value: u64, payload: &[u8]) {
-        let claim = ring.claim(me, payload.len()).expect("a consumer lives or there is room");
         let header = record::Header {
             kind: Kind::Write as u8,
             data_bytes: payload.len() as u32,
             a: value,
             ..record::Header::default()
         };
-        ring.write_header(&claim, &header);
-        let (address, room) = ring.payload(&claim);
-        assert!(room >= payload.len());
-        // SAFETY: the claim has room for it.
-        unsafe { core::ptr::copy_nonoverlapping(payload.as_ptr(), address, payload.len()) };
-        assert!(ring.intend(&claim));
-        assert!(ring.commit(&claim));
+        assert!(ring.append(me, &header, payload));
     }
 
     #[test]

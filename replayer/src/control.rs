@@ -315,6 +315,7 @@ fn wait(
     }
     // What was not followed and has ended is compared first, and that is part of what is waited for.
     replayer.scan();
+    replayer.mappings.flush(&replayer.backlog.ring);
     let goal = Goal { position: replayer.backlog.ring.claims().end(), seq };
     let chosen = || {
         let mirrors = replayer.backlog.mirrors();
@@ -406,6 +407,7 @@ fn freeze(replayer: &Replayer, stream: &mut UnixStream, limit: Duration) -> io::
     let backlog = &replayer.backlog;
     let begun = Instant::now();
     let frozen = loop {
+        replayer.mappings.flush(&backlog.ring);
         if let Some(frozen) = backlog.freeze(ATTEMPT) {
             break frozen;
         }

@@ -18,6 +18,7 @@ use crate::control;
 use crate::coverage::{Coverage, Scan, monotonic_ns};
 use crate::cursor::{self, MirrorProgress, Place, Progress, ProgressFile, RESERVED, SharedCursor, reached};
 use crate::exit::Exit;
+use crate::mappings::{self, Mappings};
 use crate::mirror::{Mirror, Order};
 use crate::names::Names;
 use crate::ring_file::RingFile;
@@ -73,6 +74,8 @@ pub struct Replayer {
     pub progress: ProgressFile,
     /// What was followed and what was not.
     pub coverage: Coverage,
+    /// Stores through shared mappings, and asynchronous writes.
+    pub mappings: Mappings,
     /// When this replayer began.
     pub since: SystemTime,
     /// Records sequenced before this ring was made.
@@ -223,6 +226,7 @@ struct Running {
     sequencer: JoinHandle<()>,
     workers: BTreeMap<u64, JoinHandle<()>>,
     control: control::Server,
+    mappings: mappings::Server,
     saved: Instant,
     needless_since: Option<Instant>,
     lock: ReplayerLock,
@@ -239,10 +243,12 @@ impl Running {
         let names = start.names(&set)?;
         let (events_in, events) = crossbeam_channel::unbounded();
         let (requests_in, requests) = crossbeam_channel::unbounded();
+        let (mappings, mappings_commands) = Mappings::new();
         let stored = progress.get();
         let replayer = Arc::new(Replayer {
             primary: set.settings.primary.clone(),
             coverage: Coverage::new(&stored.not_followed),
+            mappings,
             records_before: stored.records_before,
             ring_first_seq: stored.ring_first_seq,
             backlog: Backlog::new(ring, start.place),
@@ -264,6 +270,7 @@ impl Running {
         let header = replayer.backlog.ring.header();
         header.replayer_pid.store(std::process::id(), Ordering::SeqCst);
         catch_signals(&replayer)?;
+        let mappings = mappings::Server::start(&replayer, mappings_commands)?;
         let control = control::Server::start(&replayer)?;
         log::info!("replaying {} from {}", replayer.primary.display(), start.place.seq + 1);
         Ok(Self {
@@ -272,6 +279,7 @@ impl Running {
             sequencer,
             workers,
             control,
+            mappings,
             saved: Instant::now(),
             needless_since: None,
             lock,
@@ -325,6 +333,7 @@ impl Running {
         let replayer = Arc::clone(&self.replayer);
         let backlog = &replayer.backlog;
         replayer.scan();
+        replayer.mappings.wake(&backlog.ring);
         let lost = backlog.ring.header().lost.0.load(Ordering::SeqCst);
         let lost_before = replayer.progress.get().lost_seen;
         if lost > lost_before {
@@ -367,7 +376,9 @@ impl Running {
 
     /// True when no program needs the replayer and no mirror has anything to catch up with, for some time already.
     fn is_needless(&mut self) -> bool {
-        let needless = self.replayer.last_scan() == Scan::default() && self.is_at_rest() && !self.control.is_busy();
+        let mapped = self.replayer.backlog.ring.has_mappings_or_marks();
+        let needless =
+            self.replayer.last_scan() == Scan::default() && !mapped && self.is_at_rest() && !self.control.is_busy();
         if !needless {
             self.needless_since = None;
             return false;
@@ -392,6 +403,7 @@ impl Running {
         let replayer = Arc::clone(&self.replayer);
         let (events, done) = (&self.events, &mut self.done);
         let backlog = &replayer.backlog;
+        replayer.mappings.flush(&backlog.ring);
         let goal = backlog.ring.claims().end();
         let served = |state| matches!(state, MirrorState::Current | MirrorState::CatchingUp | MirrorState::Resyncing);
         for mirror in backlog.mirrors() {
@@ -480,8 +492,9 @@ impl Running {
 
     /// Ends every thread and leaves everything in order for the next replayer.
     fn end(self) {
-        let Self { replayer, sequencer, mut workers, control, lock, done, .. } = self;
+        let Self { replayer, sequencer, mut workers, control, mappings, lock, done, .. } = self;
         control.close();
+        mappings.close();
         let deadline = Instant::now() + END_MAX;
         for mirror in replayer.backlog.mirrors() {
             mirror.order(Order::Stop);

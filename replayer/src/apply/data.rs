@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use journal::record::{FileId, Record};
+use journal::record::{FLAG_WITHIN, FileId, Record};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -31,6 +31,12 @@ impl Applier {
             Ok(fd) => fd,
             Err(applied) => return Ok(applied),
         };
+        let mut data = data;
+        if record.header.flags & FLAG_WITHIN != 0 {
+            let stat = rustix::fs::fstat(&*fd).map_err(|errno| self.failed("stat", record.file(), errno))?;
+            let within = (stat.st_size as u64).saturating_sub(offset);
+            data = &data[..data.len().min(usize::try_from(within).unwrap_or(usize::MAX))];
+        }
         write_at(&*fd, data, offset).map_err(|errno| self.failed("write", record.file(), errno))?;
         self.ledger.touch(record.file());
         Ok(Applied::Done)
