@@ -43,7 +43,7 @@ pub struct Joined {
 
 /// How long the sequencer looks for more by itself before it asks to be woken, which costs the program a system call.
 const LINGER: Duration = Duration::from_millis(10);
-const PAUSE_FIRST: Duration = Duration::from_micros(50);
+const PAUSE_FIRST: Duration = Duration::from_micros(100);
 const PAUSE_MAX: Duration = Duration::from_millis(1);
 
 /// How often dead slots are looked for when nobody has stumbled over one.
