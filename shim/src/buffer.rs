@@ -123,7 +123,9 @@ impl Buffer {
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new private anonymous mapping.
-        let mapped = unsafe { syscall!(libc::SYS_mmap, 0, MAPPED_BYTES, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1i32, 0) };
+        let mapped = unsafe {
+            syscall!(libc::SYS_mmap, 0, MAPPED_BYTES, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1i32, 0)
+        };
         if is_error(mapped) {
             return false;
         }
@@ -141,5 +143,42 @@ impl Drop for Buffer {
             // SAFETY: the mapping is ours and not used any more.
             unsafe { syscall!(libc::SYS_munmap, self.mapped, MAPPED_BYTES) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_and_long_strings_are_kept_whole() {
+        let mut buffer = Buffer::new();
+        let mut expected = Vec::new();
+        for number in 0..3000 {
+            let piece = format!("/{number}");
+            assert!(buffer.push(piece.as_bytes()));
+            expected.extend_from_slice(piece.as_bytes());
+            assert_eq!(buffer.bytes(), expected);
+        }
+        // SAFETY: the buffer says that it ends in a zero.
+        assert_eq!(unsafe { core::ffi::CStr::from_ptr(buffer.as_ptr()) }.to_bytes(), expected);
+        assert!(buffer.push_front(b"front"));
+        assert_eq!(buffer.bytes(), [b"front", expected.as_slice()].concat());
+        assert!(!buffer.push(&vec![0; MAPPED_BYTES]), "there is an end");
+        buffer.truncate(5);
+        assert_eq!(buffer.bytes(), b"front");
+    }
+
+    #[test]
+    fn an_answer_longer_than_the_frame_is_asked_for_again() {
+        let answer = vec![b'x'; 4000];
+        let mut buffer = Buffer::new();
+        let read = |room: &mut [u8]| {
+            let length = room.len().min(answer.len());
+            room[..length].copy_from_slice(&answer[..length]);
+            Ok::<_, ()>(length)
+        };
+        buffer.fill(read).expect("it can be read");
+        assert_eq!(buffer.bytes(), answer);
     }
 }

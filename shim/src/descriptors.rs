@@ -58,7 +58,9 @@ pub fn look_up(ring: &Ring, fd: i32) -> Verdict {
     let Some(entry) = entry(fd) else { return Verdict::Unknown };
     let word = entry.word.load(Ordering::Acquire);
     match word & VERDICT {
-        OUTSIDE if (word >> 32) as u32 == ring.header().outside_generation.load(Ordering::Relaxed) as u32 => Verdict::Outside(word & 0xfc),
+        OUTSIDE if (word >> 32) as u32 == ring.header().outside_generation.load(Ordering::Relaxed) as u32 => {
+            Verdict::Outside(word & 0xfc)
+        }
         FILE => Verdict::File(FileId { dev: (word >> 32) as u32, ino: entry.ino.load(Ordering::Relaxed) }, word & 0xfc),
         _ => Verdict::Unknown,
     }
@@ -125,7 +127,11 @@ pub fn set_status(fd: i32, status: i32) {
 pub const fn flags_of(status: i32) -> u64 {
     (if status & libc::O_APPEND != 0 { APPENDS } else { 0 })
         | (if status & libc::O_DIRECT != 0 { DIRECT } else { 0 })
-        | (if status & libc::O_ACCMODE == libc::O_RDWR || status & libc::O_ACCMODE == libc::O_RDONLY { READS } else { 0 })
+        | (if status & libc::O_ACCMODE == libc::O_RDWR || status & libc::O_ACCMODE == libc::O_RDONLY {
+            READS
+        } else {
+            0
+        })
 }
 
 /// `to` has become another number for what `from` stands for.

@@ -81,7 +81,8 @@ fn anchor(dirfd: i32, name: &[u8]) -> Option<u64> {
 
 /// True when `path` is just what `name` says, without `.`, `..` or links on the way.
 fn is_literal(ring: &Ring, anchor: u64, dirfd: i32, name: &[u8], path: &[u8]) -> bool {
-    let trimmed = name.get(..name.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1)).unwrap_or_default();
+    let trimmed =
+        name.get(..name.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1)).unwrap_or_default();
     if anchor == 1 {
         let literal = trimmed.strip_prefix(ring.primary()).map(|rest| rest.strip_prefix(b"/").unwrap_or(rest));
         return state::ROOT.get().is_empty() && literal == Some(path);
@@ -217,14 +218,18 @@ enum Climbed {
 fn climb(ring: &Ring, fd: i32, climbed: &mut Buffer) -> Result<Climbed, ()> {
     let here = stat_descriptor(fd).map_err(drop)?;
     let header = ring.header();
-    if here.st_dev == header.primary_dev.load(Ordering::Relaxed) && here.st_ino == header.primary_ino.load(Ordering::Relaxed) {
+    if here.st_dev == header.primary_dev.load(Ordering::Relaxed)
+        && here.st_ino == header.primary_ino.load(Ordering::Relaxed)
+    {
         return Ok(Climbed::Top(Found::Inside));
     }
     if here.st_nlink == 0 {
         return Ok(Climbed::Top(Found::Outside));
     }
     // SAFETY: a constant path.
-    let opened = unsafe { syscall!(libc::SYS_openat, fd, c"..".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0) };
+    let opened = unsafe {
+        syscall!(libc::SYS_openat, fd, c"..".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC, 0)
+    };
     if is_error(opened) {
         return Err(());
     }
@@ -307,7 +312,8 @@ const EMPTY: Cached = Cached {
     name: [0; NAME_BYTES],
     path: [0; PATH_BYTES],
 };
-static CACHE: [CacheEntry; CACHE_ENTRIES] = [const { CacheEntry { sequence: AtomicU32::new(0), value: UnsafeCell::new(EMPTY) } }; CACHE_ENTRIES];
+static CACHE: [CacheEntry; CACHE_ENTRIES] =
+    [const { CacheEntry { sequence: AtomicU32::new(0), value: UnsafeCell::new(EMPTY) } }; CACHE_ENTRIES];
 
 fn cache_entry(anchor: u64, name: &[u8]) -> &'static CacheEntry {
     let seed = anchor.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -351,14 +357,24 @@ fn cache_look_up(generation: u64, anchor: u64, dirfd: i32, name: &[u8], path: &m
     Some(if inside { Found::Inside } else { Found::Outside })
 }
 
-fn cache_store(generation: u64, anchor: u64, name: &[u8], path: &[u8], found: Found, identity: (u64, u64), trusted: bool) {
+fn cache_store(
+    generation: u64,
+    anchor: u64,
+    name: &[u8],
+    path: &[u8],
+    found: Found,
+    identity: (u64, u64),
+    trusted: bool,
+) {
     let path = if found == Found::Inside { path } else { b"" };
     if name.len() > NAME_BYTES || path.len() > PATH_BYTES {
         return;
     }
     let entry = cache_entry(anchor, name);
     let before = entry.sequence.load(Ordering::Relaxed);
-    if before & 1 != 0 || entry.sequence.compare_exchange(before, before + 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if before & 1 != 0
+        || entry.sequence.compare_exchange(before, before + 1, Ordering::Acquire, Ordering::Relaxed).is_err()
+    {
         return;
     }
     // SAFETY: the odd sequence number gives this thread the value alone.
@@ -375,4 +391,26 @@ fn cache_store(generation: u64, anchor: u64, name: &[u8], path: &[u8], found: Fo
         to_path.copy_from_slice(path);
     }
     entry.sequence.store(before + 2, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_split_at_its_last_name() {
+        for (path, directory, name) in [
+            ("a", "", "a"),
+            ("a/b", "a/", "b"),
+            ("/a", "/", "a"),
+            ("a//b//", "a//", "b"),
+            ("/", "", ""),
+            ("", "", ""),
+            ("a/..", "a/", ".."),
+        ] {
+            assert_eq!(split(path.as_bytes()), (directory.as_bytes(), name.as_bytes()), "{path:?}");
+        }
+        assert!([&b""[..], b".", b".."].into_iter().all(is_special));
+        assert!(!is_special(b"..."));
+    }
 }

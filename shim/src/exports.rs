@@ -6,7 +6,9 @@
 
 use core::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
-use libc::{dev_t, gid_t, iovec, mode_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, utimbuf};
+use libc::{
+    dev_t, gid_t, iovec, mode_t, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, uid_t, utimbuf,
+};
 
 use crate::hooks;
 use crate::hooks::attributes::XattrOf;
@@ -277,7 +279,15 @@ patches! {
 }
 
 /// The body of [`syscall`], for all calls that return once and in this process.
-unsafe extern "C" fn syscall_by_number(n: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long {
+unsafe extern "C" fn syscall_by_number(
+    n: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
     // SAFETY: the program's own arguments.
     conclude(unsafe { hooks::numbered::call(n, [a, b, c, d, e, f]) }) as c_long
 }

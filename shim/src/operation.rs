@@ -126,10 +126,11 @@ impl<'r> Operation<'r> {
         let mut last = None;
         let mut held = self.held.iter_mut();
         for stripe in stripes.iter() {
-            if last != Some(*stripe) && self.ring.lock(*stripe, self.me) {
-                if let Some(place) = held.next() {
-                    *place = Some(*stripe);
-                }
+            if last != Some(*stripe)
+                && self.ring.lock(*stripe, self.me)
+                && let Some(place) = held.next()
+            {
+                *place = Some(*stripe);
             }
             last = Some(*stripe);
         }
@@ -259,7 +260,12 @@ pub struct Pending {
 }
 
 /// Commits an optional record, or drops it when the call failed; without one, only the loss was counted.
-pub fn conclude(operation: &Operation<'_>, pending: Option<Pending>, succeeded: bool, change: impl FnOnce(&mut Header)) {
+pub fn conclude(
+    operation: &Operation<'_>,
+    pending: Option<Pending>,
+    succeeded: bool,
+    change: impl FnOnce(&mut Header),
+) {
     match pending {
         Some(pending) if succeeded => operation.commit(pending, change),
         Some(pending) => operation.abort(&pending),

@@ -75,3 +75,50 @@ pub unsafe fn string<'a>(address: *const libc::c_char) -> Option<&'a [u8]> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two pages, of which the second can't be read.
+    fn half_readable() -> *mut u8 {
+        let (none, both) = (libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new private mapping.
+        let base = unsafe {
+            libc::mmap(core::ptr::null_mut(), 2 * PAGE, both, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        assert_ne!(base, libc::MAP_FAILED);
+        // SAFETY: the second page of it.
+        assert_eq!(unsafe { libc::mprotect(base.add(PAGE), PAGE, none) }, 0);
+        base.cast()
+    }
+
+    #[test]
+    fn only_what_can_be_read_is_readable() {
+        let base = half_readable();
+        assert!(is_readable(base, PAGE));
+        assert!(!is_readable(base, PAGE + 1));
+        assert!(is_readable(base.wrapping_add(PAGE - 1), 1));
+        assert!(!is_readable(base.wrapping_add(PAGE), 1));
+        assert!(!is_readable(core::ptr::null(), 1));
+        assert!(!is_readable(usize::MAX as *const u8, 1));
+        assert!(!is_readable((usize::MAX - 5) as *const u8, 100));
+        // SAFETY: protects the first page too.
+        unsafe { libc::mprotect(base.cast(), PAGE, libc::PROT_NONE) };
+        forget();
+        assert!(!is_readable(base, 1));
+    }
+
+    #[test]
+    fn a_string_may_end_with_the_last_readable_byte() {
+        let base = half_readable();
+        // SAFETY: inside the first page.
+        unsafe { base.add(PAGE - 4).copy_from_nonoverlapping(c"abc".as_ptr().cast(), 4) };
+        // SAFETY: nobody changes it.
+        assert_eq!(unsafe { string(base.add(PAGE - 4).cast()) }, Some(&b"abc"[..]));
+        // SAFETY: inside the first page.
+        unsafe { base.add(PAGE - 1).write(b'd') };
+        // SAFETY: as above; it has no end that can be read.
+        assert_eq!(unsafe { string(base.add(PAGE - 4).cast()) }, None);
+    }
+}

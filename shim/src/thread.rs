@@ -48,7 +48,15 @@ fn table() -> Option<&'static [Entry]> {
         let bytes = ENTRIES * size_of::<Entry>();
         // SAFETY: a new private anonymous mapping.
         let mapped = unsafe {
-            syscall!(libc::SYS_mmap, 0, bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1i32, 0)
+            syscall!(
+                libc::SYS_mmap,
+                0,
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1i32,
+                0
+            )
         };
         if is_error(mapped) {
             return None;
@@ -107,7 +115,8 @@ fn slot_slow(ring: &Ring, thread: u64) -> Option<Owner> {
     let start = first_index(thread);
     for entry in table[start..].iter().chain(&table[..start]) {
         let current = entry.thread.load(Ordering::Acquire);
-        let mine = current == thread || (current == 0 && entry.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Acquire).is_ok());
+        let mine = current == thread
+            || (current == 0 && entry.thread.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Acquire).is_ok());
         if !mine {
             continue;
         }

@@ -144,8 +144,7 @@ fn connect(socket: i32) -> bool {
     let directory = descriptor_path(opened as i32);
     let end = directory.iter().position(|byte| *byte == 0).unwrap_or(directory.len());
     let mut path = Buffer::new();
-    let connected =
-        path.push(&directory[..end]) && path.push(name) && connect_to(socket, &mut address, path.bytes());
+    let connected = path.push(&directory[..end]) && path.push(name) && connect_to(socket, &mut address, path.bytes());
     close(opened as i32);
     connected
 }
@@ -155,8 +154,7 @@ fn connect_to(socket: i32, address: &mut libc::sockaddr_un, path: &[u8]) -> bool
         *to = *from as libc::c_char;
     }
     // SAFETY: an address that lives in the caller's frame, zero-terminated since the path is shorter than its room.
-    let result =
-        unsafe { syscall!(libc::SYS_connect, socket, &raw const *address, size_of::<libc::sockaddr_un>()) };
+    let result = unsafe { syscall!(libc::SYS_connect, socket, &raw const *address, size_of::<libc::sockaddr_un>()) };
     !is_error(result)
 }
 
@@ -203,8 +201,9 @@ struct Region {
 /// again before `run` sees it. False when the kernel can't tell: then anything may have been missed.
 pub fn scan(start: usize, end: usize, mut run: impl FnMut(usize, usize)) -> bool {
     // SAFETY: a zero-terminated path.
-    let opened =
-        unsafe { syscall!(libc::SYS_openat, HERE, c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) };
+    let opened = unsafe {
+        syscall!(libc::SYS_openat, HERE, c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0)
+    };
     if is_error(opened) {
         return false;
     }

@@ -5,7 +5,8 @@ use core::ffi::c_char;
 
 use journal::locks::StripeIndex;
 use journal::record::{
-    ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FLAG_MAYBE_OUTSIDE, FileId, Header, Kind, pack_owner,
+    ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FLAG_MAYBE_OUTSIDE, FileId, Header, Kind,
+    pack_owner,
 };
 
 use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
@@ -41,9 +42,11 @@ impl Subject {
     /// is not none mean a file that is known by its inode.
     fn run(self, plain: impl Fn() -> isize, recorded: impl Fn(&Operation<'_>, FileId, &[u8], u8) -> isize) -> isize {
         match self {
-            Self::Path(dirfd, address, follows) => target::on_path(dirfd, address, follows, plain, |operation, target: &Target<'_>| {
-                recorded(operation, if target.path.is_empty() { FileId::NONE } else { target.file }, target.path, 0)
-            }),
+            Self::Path(dirfd, address, follows) => {
+                target::on_path(dirfd, address, follows, plain, |operation, target: &Target<'_>| {
+                    recorded(operation, if target.path.is_empty() { FileId::NONE } else { target.file }, target.path, 0)
+                })
+            }
             Self::Descriptor(fd) => {
                 let Some(ring) = state::ring() else { return plain() };
                 if let Verdict::File(file, flags) = identify::descriptor(ring, fd) {
@@ -100,7 +103,8 @@ fn times_of(stat: &libc::stat) -> [u8; 24] {
 
 fn path_subject(dirfd: i32, address: *const c_char, flags: i32) -> Subject {
     // SAFETY: only looked at.
-    let empty = flags & libc::AT_EMPTY_PATH != 0 && (address.is_null() || unsafe { readable::string(address) }.is_some_and(<[u8]>::is_empty));
+    let empty = flags & libc::AT_EMPTY_PATH != 0
+        && (address.is_null() || unsafe { readable::string(address) }.is_some_and(<[u8]>::is_empty));
     if empty && dirfd != HERE {
         return Subject::Descriptor(dirfd);
     }
@@ -139,7 +143,8 @@ pub fn fchmodat_with_flags(dirfd: i32, address: *const c_char, mode: u32, flags:
     }
     // Before Linux 6.6, as glibc does it: through the descriptor's name in /proc.
     // SAFETY: the kernel checks the address.
-    let opened = unsafe { syscall!(libc::SYS_openat, dirfd, address, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0) };
+    let opened =
+        unsafe { syscall!(libc::SYS_openat, dirfd, address, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC, 0) };
     if is_error(opened) {
         return opened;
     }
@@ -269,7 +274,8 @@ pub fn setxattr(of: XattrOf, name: *const c_char, value: *const u8, bytes: usize
     // SAFETY: found readable. A value that another thread changes meanwhile is recorded as it was before the call.
     let value = if bytes == 0 { b"" } else { unsafe { core::slice::from_raw_parts(value, bytes) } };
     of.subject().run(call, |operation, file, path, record_flags| {
-        let draft = Draft { file, path1: path, path2: name, data: value, flags: record_flags, ..Draft::new(Kind::SetXattr) };
+        let draft =
+            Draft { file, path1: path, path2: name, data: value, flags: record_flags, ..Draft::new(Kind::SetXattr) };
         finish(operation, &draft, call)
     })
 }

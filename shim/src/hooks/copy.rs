@@ -39,9 +39,17 @@ impl OffsetOf {
 }
 
 /// copy_file_range(2). A short count is always allowed here; programs go on until nothing is left.
-pub fn copy_file_range(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, bytes: usize, flags: u32) -> isize {
+pub fn copy_file_range(
+    from: i32,
+    from_offset: *mut i64,
+    to: i32,
+    to_offset: *mut i64,
+    bytes: usize,
+    flags: u32,
+) -> isize {
     // SAFETY: the program's own call, but for the count; the kernel checks the addresses.
-    let call = |bytes: usize| unsafe { syscall!(libc::SYS_copy_file_range, from, from_offset, to, to_offset, bytes, flags) };
+    let call =
+        |bytes: usize| unsafe { syscall!(libc::SYS_copy_file_range, from, from_offset, to, to_offset, bytes, flags) };
     transfer(to, OffsetOf::new(to, to_offset), bytes, || remaining(from, OffsetOf::new(from, from_offset)), call)
 }
 
@@ -54,7 +62,8 @@ pub fn sendfile(to: i32, from: i32, from_offset: *mut i64, bytes: usize) -> isiz
     let mut done = 0;
     loop {
         let wanted = (bytes - done).min(DATA_BYTES_MAX);
-        let result = transfer(to, OffsetOf::Position(to), wanted, || remaining(from, OffsetOf::new(from, from_offset)), call);
+        let result =
+            transfer(to, OffsetOf::Position(to), wanted, || remaining(from, OffsetOf::new(from, from_offset)), call);
         if is_error(result) {
             return if done > 0 { done as isize } else { result };
         }
@@ -68,14 +77,17 @@ pub fn sendfile(to: i32, from: i32, from_offset: *mut i64, bytes: usize) -> isiz
 /// splice(2). Out of a pipe into a file it may have to wait, which must not happen under the file's lock.
 pub fn splice(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, bytes: usize, flags: u32) -> isize {
     // SAFETY: as above, but for the count and that it doesn't wait.
-    let call = |bytes: usize, add: u32| unsafe { syscall!(libc::SYS_splice, from, from_offset, to, to_offset, bytes, flags | add) };
+    let call = |bytes: usize, add: u32| unsafe {
+        syscall!(libc::SYS_splice, from, from_offset, to, to_offset, bytes, flags | add)
+    };
     let Some(ring) = state::ring() else { return call(bytes, 0) };
     let Verdict::File(..) = identify::descriptor(ring, to) else {
         return blocking::call(crate::descriptors::BLOCKS, || call(bytes, 0));
     };
     let wanted = bytes.min(DATA_BYTES_MAX);
     loop {
-        let result = transfer(to, OffsetOf::new(to, to_offset), wanted, || wanted, |bytes| call(bytes, libc::SPLICE_F_NONBLOCK));
+        let result =
+            transfer(to, OffsetOf::new(to, to_offset), wanted, || wanted, |bytes| call(bytes, libc::SPLICE_F_NONBLOCK));
         if result != error(libc::EAGAIN) || flags & libc::SPLICE_F_NONBLOCK != 0 {
             return result;
         }
@@ -100,7 +112,13 @@ fn remaining(from: i32, offset: OffsetOf) -> usize {
     }
 }
 
-fn transfer(to: i32, to_offset: OffsetOf, bytes: usize, available: impl Fn() -> usize, call: impl Fn(usize) -> isize) -> isize {
+fn transfer(
+    to: i32,
+    to_offset: OffsetOf,
+    bytes: usize,
+    available: impl Fn() -> usize,
+    call: impl Fn(usize) -> isize,
+) -> isize {
     let Some(ring) = state::ring() else { return call(bytes) };
     let (file, flags) = match identify::descriptor(ring, to) {
         Verdict::File(file, flags) if bytes > 0 => (file, flags),
@@ -129,7 +147,12 @@ fn transfer(to: i32, to_offset: OffsetOf, bytes: usize, available: impl Fn() -> 
         });
     } else {
         operation.abort(&pending);
-        operation.reread(file, if end_fits { start as u64 } else { 0 }, if end_fits { moved as u64 } else { u64::MAX }, flags);
+        operation.reread(
+            file,
+            if end_fits { start as u64 } else { 0 },
+            if end_fits { moved as u64 } else { u64::MAX },
+            flags,
+        );
     }
     result
 }

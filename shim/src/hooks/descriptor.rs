@@ -126,7 +126,8 @@ pub fn ioctl(fd: i32, request: u64, argument: usize) -> isize {
 
 fn set_flags(fd: i32, request: u64, argument: usize, call: impl Fn() -> isize) -> isize {
     let address = argument as *const u32;
-    if state::ring().is_none() || request & 0xffff_ffff != FS_IOC_SETFLAGS || !readable::is_readable(address.cast(), 4) {
+    if state::ring().is_none() || request & 0xffff_ffff != FS_IOC_SETFLAGS || !readable::is_readable(address.cast(), 4)
+    {
         return call();
     }
     // SAFETY: found readable; alignment is not assumed.

@@ -98,7 +98,15 @@ pub fn bind(ring: &Ring, fd: i32, stat: &libc::stat, flags: u64, hint: Option<(i
 }
 
 /// Binds `fd` under the name that `path` spells, if it is that; `None` when the name now stands for something else.
-fn bind_by_spelling(ring: &Ring, fd: i32, file: FileId, flags: u64, dirfd: i32, path: &[u8], address: *const c_char) -> Option<Verdict> {
+fn bind_by_spelling(
+    ring: &Ring,
+    fd: i32,
+    file: FileId,
+    flags: u64,
+    dirfd: i32,
+    path: &[u8],
+    address: *const c_char,
+) -> Option<Verdict> {
     let (dir, name) = directory::split(path);
     if directory::is_special(name) {
         return None;
@@ -127,7 +135,8 @@ fn bind_by_spelling(ring: &Ring, fd: i32, file: FileId, flags: u64, dirfd: i32, 
             if file_id(&there) != file {
                 return None;
             }
-            let could_be_inside = there.st_nlink > 1 && there.st_dev == ring.header().primary_dev.load(Ordering::Relaxed);
+            let could_be_inside =
+                there.st_nlink > 1 && there.st_dev == ring.header().primary_dev.load(Ordering::Relaxed);
             if could_be_inside {
                 descriptors::set_file(fd, file, flags | descriptors::MAYBE_OUTSIDE);
                 return Some(Verdict::File(file, flags | descriptors::MAYBE_OUTSIDE));

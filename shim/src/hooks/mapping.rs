@@ -141,8 +141,7 @@ pub fn munmap(address: usize, bytes: usize) -> isize {
 pub fn msync(address: usize, bytes: usize, flags: i32) -> isize {
     record(address, bytes);
     // SAFETY: the program's own call.
-    let result =
-        blocking::call(descriptors::BLOCKS, || unsafe { syscall!(libc::SYS_msync, address, bytes, flags) });
+    let result = blocking::call(descriptors::BLOCKS, || unsafe { syscall!(libc::SYS_msync, address, bytes, flags) });
     if flags & libc::MS_SYNC != 0 && !is_error(result) {
         each_part(address, bytes, |_, mapped, _| copy::synced(mapped.range.file));
     }

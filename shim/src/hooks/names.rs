@@ -135,7 +135,8 @@ pub fn bind(fd: i32, address: *const libc::sockaddr, bytes: u32) -> isize {
     let call = || unsafe { syscall!(libc::SYS_bind, fd, address, bytes) };
     let mut copy = [0u8; size_of::<libc::sockaddr_un>() + 1];
     let length = bytes as usize;
-    if state::ring().is_none() || length <= 2 || length >= copy.len() || !readable::is_readable(address.cast(), length) {
+    if state::ring().is_none() || length <= 2 || length >= copy.len() || !readable::is_readable(address.cast(), length)
+    {
         return call();
     }
     // SAFETY: found readable; the copy is larger, and ends in a zero whatever the program's address ends in.
@@ -169,7 +170,8 @@ pub fn unlinkat(dirfd: i32, address: *const c_char, flags: i32) -> isize {
     })
 }
 
-/// Where one end of a rename or link lies.
+/// Where one end of a rename or link lies. Nothing is allocated here, so the buffer is part of it.
+#[allow(clippy::large_enum_variant)]
 enum End {
     Inside(Buffer),
     Outside,
@@ -242,7 +244,8 @@ pub fn renameat2(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const
         operation.lock_some(&mut stripes);
         let source = from.stat();
         let target = to.stat();
-        let is_dangerous = |stat: &Result<libc::stat, isize>| stat.as_ref().is_ok_and(|stat| file_type(stat) != libc::S_IFREG);
+        let is_dangerous =
+            |stat: &Result<libc::stat, isize>| stat.as_ref().is_ok_and(|stat| file_type(stat) != libc::S_IFREG);
         if !moves && (is_dangerous(&source) || (exchanges && is_dangerous(&target))) {
             // It was something else a moment ago.
             moves = true;
@@ -312,6 +315,7 @@ fn forget_outside(ring: &Ring) {
 }
 
 /// Where the file that gets another name comes from.
+#[allow(clippy::large_enum_variant)]
 enum Origin {
     /// A name in the primary.
     Name(Buffer),
@@ -371,7 +375,12 @@ pub fn linkat(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const c_
 }
 
 /// A file of the primary gets a name outside. Changes by that name are recorded, so the replayer has to know the file.
-fn link_out(operation: &mut Operation<'_>, origin: &Origin, stripe: Option<StripeIndex>, call: &impl Fn() -> isize) -> isize {
+fn link_out(
+    operation: &mut Operation<'_>,
+    origin: &Origin,
+    stripe: Option<StripeIndex>,
+    call: &impl Fn() -> isize,
+) -> isize {
     operation.lock_some(&mut [stripe, None, None]);
     let result = call();
     if !is_error(result)
@@ -401,7 +410,8 @@ fn origin_of(ring: &Ring, dirfd: i32, path: &[u8], address: *const c_char, flags
     let (dir, name) = directory::split(path);
     let follows = flags & libc::AT_SYMLINK_FOLLOW != 0;
     let stat = stat_at(dirfd, address, libc::AT_SYMLINK_NOFOLLOW)?;
-    if !directory::is_special(name) && !(follows && file_type(&stat) == libc::S_IFLNK) {
+    let leads_on = follows && file_type(&stat) == libc::S_IFLNK;
+    if !directory::is_special(name) && !leads_on {
         let mut place = Buffer::new();
         return match directory::find(ring, dirfd, dir, &mut place) {
             Found::Inside if append_name(&mut place, name) => Ok(Origin::Name(place)),
@@ -431,7 +441,11 @@ fn origin_of_descriptor(ring: &Ring, fd: i32) -> Origin {
             let mut place = Buffer::new();
             let link = crate::sys::descriptor_path(fd);
             let named = absolute.fill(|room| crate::sys::read_link(HERE, link.as_ptr().cast(), room)).is_ok();
-            if named && directory::relative(ring, &mut absolute, &mut place) == Found::Inside { Origin::Name(place) } else { Origin::Outside }
+            if named && directory::relative(ring, &mut absolute, &mut place) == Found::Inside {
+                Origin::Name(place)
+            } else {
+                Origin::Outside
+            }
         }
     }
 }

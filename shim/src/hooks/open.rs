@@ -116,7 +116,7 @@ fn open_to_change(ring: &Ring, request: Request) -> isize {
     if makes_or_empties && !directory::is_special(name) && !ends_in_slash && !request.has(libc::O_DIRECTORY) {
         let mut target = request;
         // Room for the spelling that a symbolic link leads to.
-        let mut spelling = Buffer::new();
+        let mut spelling: Buffer;
         for _ in 0..TRIES {
             // SAFETY: either the program's path, or our buffer, which isn't changed before the next turn.
             let Some(path) = (unsafe { readable::string(target.address) }) else { break };
@@ -209,7 +209,12 @@ fn outside_step(ring: &Ring, request: Request) -> Step {
     match stat_at(request.dirfd, request.address, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) if file_type(&stat) == libc::S_IFLNK => Step::Link,
         // A name outside of a file that has names inside, about to be emptied.
-        Ok(stat) if file_type(&stat) == libc::S_IFREG && stat.st_nlink > 1 && request.has(libc::O_TRUNC) && stat.st_dev == ring.header().primary_dev.load(Ordering::Relaxed) => {
+        Ok(stat)
+            if file_type(&stat) == libc::S_IFREG
+                && stat.st_nlink > 1
+                && request.has(libc::O_TRUNC)
+                && stat.st_dev == ring.header().primary_dev.load(Ordering::Relaxed) =>
+        {
             Step::Done(empty_shared(ring, request))
         }
         _ => Step::Plain,

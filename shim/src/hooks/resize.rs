@@ -107,8 +107,12 @@ pub fn posix_fallocate(fd: i32, offset: i64, bytes: i64) -> i32 {
     while at < end {
         let last = (at - at % step + step - 1).min(end - 1);
         let mut byte = 0u8;
-        // SAFETY: reads one byte into this frame.
-        let got = if last < stat.st_size { unsafe { syscall!(libc::SYS_pread64, fd, &raw mut byte, 1, last) } } else { 0 };
+        let got = if last < stat.st_size {
+            // SAFETY: reads one byte into this frame.
+            unsafe { syscall!(libc::SYS_pread64, fd, &raw mut byte, 1, last) }
+        } else {
+            0
+        };
         if is_error(got) {
             return -got as i32;
         }

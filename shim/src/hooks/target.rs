@@ -61,7 +61,11 @@ pub fn on_path(
 }
 
 /// Runs `recorded` on the object behind a descriptor that is not a regular file of the primary open for changes.
-pub fn on_descriptor(fd: i32, plain: impl Fn() -> isize, recorded: impl Fn(&Operation<'_>, &Target<'_>) -> isize) -> isize {
+pub fn on_descriptor(
+    fd: i32,
+    plain: impl Fn() -> isize,
+    recorded: impl Fn(&Operation<'_>, &Target<'_>) -> isize,
+) -> isize {
     let Some(ring) = state::ring() else { return plain() };
     let link = descriptor_path(fd);
     match stat_descriptor(fd) {
@@ -123,13 +127,22 @@ fn try_spelling(
 }
 
 /// A name outside: a symbolic link may lead inside, and the primary itself is named from outside.
-fn outside(ring: &Ring, dirfd: i32, address: *const c_char, follows: Follow, plain: &impl Fn() -> isize) -> Option<isize> {
+fn outside(
+    ring: &Ring,
+    dirfd: i32,
+    address: *const c_char,
+    follows: Follow,
+    plain: &impl Fn() -> isize,
+) -> Option<isize> {
     let Ok(stat) = stat_at(dirfd, address, libc::AT_SYMLINK_NOFOLLOW) else { return Some(plain()) };
     let header = ring.header();
-    let is_primary = stat.st_ino == header.primary_ino.load(Ordering::Relaxed) && stat.st_dev == header.primary_dev.load(Ordering::Relaxed);
+    let is_primary = stat.st_ino == header.primary_ino.load(Ordering::Relaxed)
+        && stat.st_dev == header.primary_dev.load(Ordering::Relaxed);
     let leads_on = file_type(&stat) == libc::S_IFLNK && follows == Follow::Yes;
     // A file with a name inside, changed by its name outside.
-    let shared = file_type(&stat) == libc::S_IFREG && stat.st_nlink > 1 && stat.st_dev == header.primary_dev.load(Ordering::Relaxed);
+    let shared = file_type(&stat) == libc::S_IFREG
+        && stat.st_nlink > 1
+        && stat.st_dev == header.primary_dev.load(Ordering::Relaxed);
     if shared {
         let result = plain();
         if let Some(operation) = Operation::on_contents(ring)
@@ -171,7 +184,8 @@ fn on_followed(
         let dir = dir.strip_suffix(b"/").unwrap_or(dir);
         operation.lock(&mut [StripeIndex::of_directory(dir)]);
         operation.lock_also(StripeIndex::of_file(file_id(&stat)));
-        if stat_at(HERE, spelling.as_ptr(), libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|now| file_id(&now) == file_id(&stat)) {
+        if stat_at(HERE, spelling.as_ptr(), libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|now| file_id(&now) == file_id(&stat))
+        {
             return recorded(&operation, &Target { file: file_id(&stat), path: path.bytes(), stat });
         }
     }

@@ -36,10 +36,14 @@ enum Offset {
 pub fn write(fd: i32, buffer: *const u8, bytes: usize) -> isize {
     if let Some(ring) = state::ring() {
         match identify::descriptor(ring, fd) {
-            Verdict::File(file, flags) if bytes > 0 => return record_one(ring, Target { fd, file, flags }, buffer, bytes, -1),
+            Verdict::File(file, flags) if bytes > 0 => {
+                return record_one(ring, Target { fd, file, flags }, buffer, bytes, -1);
+            }
             Verdict::Outside(flags) => {
                 // SAFETY: the program's own call, as it made it.
-                return blocking::call(flags, move || unsafe { syscall3(libc::SYS_write, fd as usize, buffer as usize, bytes) });
+                return blocking::call(flags, move || unsafe {
+                    syscall3(libc::SYS_write, fd as usize, buffer as usize, bytes)
+                });
             }
             _ => {}
         }
@@ -96,7 +100,14 @@ pub fn pwritev2(fd: i32, parts: *const iovec, count: i32, offset: i64, flags: i3
     })
 }
 
-fn scattered(fd: i32, parts: *const iovec, count: i32, offset: Offset, rwf: i32, plain: impl Fn(u64) -> isize) -> isize {
+fn scattered(
+    fd: i32,
+    parts: *const iovec,
+    count: i32,
+    offset: Offset,
+    rwf: i32,
+    plain: impl Fn(u64) -> isize,
+) -> isize {
     let Some(ring) = state::ring() else { return plain(0) };
     let (file, flags) = match identify::descriptor(ring, fd) {
         Verdict::File(file, flags) => (file, flags),
@@ -105,7 +116,11 @@ fn scattered(fd: i32, parts: *const iovec, count: i32, offset: Offset, rwf: i32,
     };
     let count = count as usize;
     let valid_offset = !matches!(offset, Offset::At(at) if at < 0);
-    if count == 0 || count > PARTS_MAX || !valid_offset || !readable::is_readable(parts.cast(), count * size_of::<iovec>()) {
+    if count == 0
+        || count > PARTS_MAX
+        || !valid_offset
+        || !readable::is_readable(parts.cast(), count * size_of::<iovec>())
+    {
         return plain(0);
     }
     // SAFETY: found readable just now; the kernel reads the same array in the same call.
@@ -222,7 +237,15 @@ fn record_write(ring: &Ring, target: Target, parts: &[iovec], offset: Offset, rw
     result
 }
 
-fn record_piece(operation: &Operation<'_>, target: Target, source: Source<'_>, wanted: usize, offset: Offset, appends: bool, rwf: i32) -> isize {
+fn record_piece(
+    operation: &Operation<'_>,
+    target: Target,
+    source: Source<'_>,
+    wanted: usize,
+    offset: Offset,
+    appends: bool,
+    rwf: i32,
+) -> isize {
     let fd = target.fd;
     // Two positions that don't fit tell that somebody who shares the descriptor has moved it during the call.
     let before = match offset {
@@ -230,7 +253,13 @@ fn record_piece(operation: &Operation<'_>, target: Target, source: Source<'_>, w
         Offset::Current => 0,
         Offset::At(at) => at,
     };
-    let draft = Draft { file: target.file, a: before as u64, b: wanted as u64, flags: target.record_flags(), ..Draft::new(Kind::Write) };
+    let draft = Draft {
+        file: target.file,
+        a: before as u64,
+        b: wanted as u64,
+        flags: target.record_flags(),
+        ..Draft::new(Kind::Write)
+    };
     let Some(pending) = operation.prepare(&draft, wanted) else {
         return write_part(fd, source, wanted, offset, rwf);
     };
@@ -258,7 +287,15 @@ fn record_piece(operation: &Operation<'_>, target: Target, source: Source<'_>, w
     result
 }
 
-fn conclude_write(operation: &Operation<'_>, pending: Pending, target: Target, offset: Offset, before: i64, appends: bool, result: isize) {
+fn conclude_write(
+    operation: &Operation<'_>,
+    pending: Pending,
+    target: Target,
+    offset: Offset,
+    before: i64,
+    appends: bool,
+    result: isize,
+) {
     let start = if appends {
         // Under the file's lock nobody else appends. The position is cheaper than the size, and right unless a reader
         // of the same descriptor moves it.
@@ -297,9 +334,10 @@ fn write_part(fd: i32, source: Source<'_>, bytes: usize, offset: Offset, rwf: i3
         (part.iov_base.cast::<u8>().wrapping_add(source.skip), part.iov_len - source.skip)
     });
     if first.1 >= bytes && rwf == 0 {
-        // SAFETY: the kernel checks the address and reads at most `bytes`.
         return match offset {
+            // SAFETY: the kernel checks the address and reads at most `bytes`.
             Offset::Current => unsafe { syscall!(libc::SYS_write, fd, first.0, bytes) },
+            // SAFETY: as above.
             Offset::At(at) => unsafe { syscall!(libc::SYS_pwrite64, fd, first.0, bytes, at) },
         };
     }
@@ -341,5 +379,29 @@ fn write_pieces_limited(fd: i32, source: Source<'_>, bytes: usize, offset: Offse
         if (result as usize) < taken || taken == 0 || done >= bytes || rest.parts.is_empty() {
             return done as isize;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(bytes: &[u8]) -> iovec {
+        iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+    }
+
+    #[test]
+    fn a_scattered_buffer_is_taken_piece_by_piece() {
+        let parts = [part(b"abc"), part(b""), part(b"defgh"), part(b"i")];
+        let mut source = Source { parts: &parts, skip: 0 };
+        let mut taken = Vec::new();
+        for room in [2, 1, 4, 9] {
+            let mut piece = [0u8; 9];
+            let bytes = source.copy(piece.as_mut_ptr(), room).expect("readable");
+            taken.extend_from_slice(&piece[..bytes]);
+            source = source.after(bytes);
+        }
+        assert_eq!(taken, b"abcdefghi");
+        assert!(source.parts.is_empty());
     }
 }
