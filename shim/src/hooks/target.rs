@@ -32,8 +32,6 @@ pub struct Target<'a> {
     pub file: FileId,
     /// Where it is; empty for the primary itself.
     pub path: &'a [u8],
-    /// What stat(2) said of it.
-    pub stat: libc::stat,
 }
 
 /// How often a name that changes under our eyes is looked up again.
@@ -123,7 +121,7 @@ fn try_spelling(
     }
     let file = file_id(&stat);
     operation.lock_also(StripeIndex::of_file(file));
-    Some(recorded(&operation, &Target { file, path: place.bytes(), stat }))
+    Some(recorded(&operation, &Target { file, path: place.bytes() }))
 }
 
 /// A name outside: a symbolic link may lead inside, and the primary itself is named from outside.
@@ -186,7 +184,7 @@ fn on_followed(
         operation.lock_also(StripeIndex::of_file(file_id(&stat)));
         if stat_at(HERE, spelling.as_ptr(), libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|now| file_id(&now) == file_id(&stat))
         {
-            return recorded(&operation, &Target { file: file_id(&stat), path: path.bytes(), stat });
+            return recorded(&operation, &Target { file: file_id(&stat), path: path.bytes() });
         }
     }
     lose(ring);
