@@ -98,13 +98,15 @@ impl Resync {
             Kind::Bind => note_name(applier, file, path1),
             Kind::MakeDirectory | Kind::SymbolicLink | Kind::MakeNode => {
                 applier.ledger.enter(Entry::Remove(path1));
-                self.dirty(applier, path1, Scope::One);
+                // The mirror may still have a directory of that name that has gone, with what was in it.
+                let is_directory = record.kind == Kind::MakeDirectory;
+                self.dirty(applier, path1, if is_directory { Scope::Names } else { Scope::One });
             }
             Kind::Link => {
                 if !path1.is_empty() {
                     note_name(applier, file, path1);
                     self.dirty(applier, path1, Scope::One);
-                } else if !applier.ledger.bindings.has(file) {
+                } else if !applier.ledger.bindings.is_gone(file) {
                     // It may have a name that was met when it had no other.
                     self.unknown.insert(file);
                 }
@@ -198,6 +200,7 @@ impl Resync {
     /// [`ReplayError`]; nothing that was noted is lost.
     pub fn dirty_pass(&mut self, applier: &mut Applier) -> Result<(), ReplayError> {
         applier.primary.forget(b"");
+        self.leveling.begin_pass();
         while let Some((path, scope)) = self.paths.pop_first() {
             if let Err(error) = self.level(applier, &path, scope) {
                 self.add(&path, scope);
@@ -242,12 +245,12 @@ impl Resync {
     fn level(&mut self, applier: &mut Applier, path: &[u8], scope: Scope) -> Result<(), ReplayError> {
         match scope {
             Scope::One => applier.level_one(path, &mut self.leveling),
-            Scope::Names => applier.level_names(path, &mut self.leveling).map(drop),
-            Scope::Tree => {
-                if !applier.level_tree(path, &mut self.leveling)? {
-                    applier.level_one(path, &mut self.leveling)?;
-                }
-                Ok(())
+            Scope::Names | Scope::Tree => {
+                let found = match scope {
+                    Scope::Tree => applier.level_tree(path, &mut self.leveling)?,
+                    _ => applier.level_names(path, &mut self.leveling)?,
+                };
+                if found { Ok(()) } else { applier.level_one(path, &mut self.leveling) }
             }
         }
     }
@@ -291,6 +294,9 @@ impl Resync {
         let (old, new, file) = (record.path1, record.path2, record.file());
         let flags = RenameFlags::from_bits_retain(record.header.a as u32);
         let is_directory = FileType::from_raw_mode(record.header.b as u32) == FileType::Directory;
+        if old == new {
+            return;
+        }
         let bindings = &applier.ledger.bindings;
         if flags.contains(RenameFlags::EXCHANGE) {
             applier.ledger.enter(Entry::Exchange(old, new));

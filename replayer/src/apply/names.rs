@@ -228,6 +228,9 @@ impl Applier {
     pub(super) fn rename(&mut self, record: &Record) -> Result<Applied, ReplayError> {
         let (old, new) = (record.path1, record.path2);
         let flags = RenameFlags::from_bits_retain(record.header.a as u32);
+        if old == new {
+            return Ok(Applied::Done);
+        }
         let applied = if flags.contains(RenameFlags::EXCHANGE) {
             self.exchange(record)?
         } else {

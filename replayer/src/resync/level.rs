@@ -29,6 +29,8 @@ pub struct Leveling {
     links: HashMap<FileId, Vec<u8>>,
     /// For files of the mirror with several names, which file they stand for, by inode number.
     mirror_files: HashMap<u64, FileId>,
+    /// Files with several names that were compared in this pass, under one of them.
+    compared: HashSet<FileId>,
     /// What could not be read in the primary.
     pub unreadable: Vec<(Vec<u8>, Errno)>,
     binds: Binds,
@@ -85,6 +87,11 @@ impl Leveling {
     pub const fn bind_all(&mut self) {
         self.binds = Binds::AllFiles;
     }
+
+    /// From now on files are compared again, even those that were met before.
+    pub fn begin_pass(&mut self) {
+        self.compared.clear();
+    }
 }
 
 impl Walk {
@@ -114,11 +121,11 @@ impl Walk {
     /// # Errors
     /// [`ReplayError`].
     pub fn advance(&mut self, applier: &mut Applier, leveling: &mut Leveling) -> Result<bool, ReplayError> {
-        if let Some(copying) = &mut self.copying {
-            if applier.copy_stretch(copying, leveling)? {
-                if let Some(copying) = self.copying.take() {
-                    applier.level_attributes(&copying.path, &copying.stat, copying.is_new, leveling)?;
-                }
+        if let Some(mut copying) = self.copying.take() {
+            if applier.copy_stretch(&mut copying, leveling)? {
+                applier.level_attributes(&copying.path, &copying.stat, copying.is_new, leveling)?;
+            } else {
+                self.copying = Some(copying);
             }
             return Ok(true);
         }
@@ -299,10 +306,12 @@ impl Applier {
             return Ok(Leveled::Directory(wanted));
         }
         if wanted.st_nlink > 1 {
-            if self.level_links(path, &wanted, &mut there, leveling)? {
+            let is_linked = self.level_links(path, &wanted, &mut there, leveling)?;
+            if is_linked && leveling.compared.contains(&tree::id_of(&wanted)) {
                 self.bind_found(path, &wanted, leveling);
                 return Ok(Leveled::Done);
             }
+            leveling.compared.insert(tree::id_of(&wanted));
         } else if there.is_some_and(|there| there.st_nlink > 1) && !self.has_hidden_name(path) {
             self.discard(path)?;
             there = None;
@@ -353,8 +362,7 @@ impl Applier {
         Ok(())
     }
 
-    /// For a file with several names: links `path` to another of them. True if it is now the same file as one that was
-    /// compared under its other name.
+    /// For a file with several names: links `path` to another of them. True if the two are now one file.
     fn level_links(
         &mut self,
         path: &[u8],
@@ -399,6 +407,7 @@ impl Applier {
                 Ok(()) => {
                     self.ledger.bindings.close(file);
                     leveling.mirror_files.insert(source.st_ino, file);
+                    *there = Some(source);
                     return Ok(true);
                 }
                 Err(errno) if is_refusal(errno) || matches!(errno, Errno::XDEV | Errno::MLINK) => {
