@@ -278,7 +278,7 @@ patches! {
     c"execve" => execve, c"execveat" => execveat, c"fexecve" => fexecve,
 }
 
-/// The body of [`syscall`], for all calls that return once and in this process.
+/// The body of [`syscall()`], for all calls that return once and in this process.
 unsafe extern "C" fn syscall_by_number(
     n: c_long,
     a: usize,
