@@ -11,6 +11,7 @@ mod coverage;
 mod cursor;
 mod error;
 mod exit;
+mod held;
 mod intent;
 mod ledger;
 mod library;

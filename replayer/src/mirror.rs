@@ -12,6 +12,7 @@ use crossbeam_channel::Sender;
 use journal::claims::Position;
 
 use crate::cursor::{Place, SeenPlace, reached};
+use crate::held::Held;
 use crate::set::MirrorSettings;
 use crate::status::MirrorState;
 
@@ -31,6 +32,8 @@ pub enum Order {
         /// Seconds of CLOCK_REALTIME.
         since: u64,
     },
+    /// Forget the bindings of files that nobody holds.
+    Forget(Held),
     /// Bring times level as soon as everything before this position is applied.
     Settle(Position),
 }

@@ -4,6 +4,7 @@
 //! files which programs have open lie before its place. The sequencer folds the names of every record into this, so
 //! it knows them whatever has become of the mirrors.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use journal::record::{FileId, Kind, Record};
@@ -102,6 +103,19 @@ impl Names {
             names: bindings.iter().map(|(name, file)| (name.to_vec(), file)).collect(),
             gone: bindings.gone().collect(),
             unnamed: self.ledger.unnamed().iter().map(|(file, pid)| (*file, *pid)).collect(),
+        }
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.ledger.bindings.len()
+    }
+
+    /// Forgets files that nobody holds.
+    pub fn forget_others(&mut self, held: &HashSet<FileId>) {
+        let others: HashSet<FileId> = self.ledger.bindings.iter().map(|(_, file)| file).collect();
+        for file in others.difference(held) {
+            self.enter(Entry::Forget(*file));
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,7 @@ use crate::control;
 use crate::coverage::{Coverage, Scan, monotonic_ns};
 use crate::cursor::{self, MirrorProgress, Place, Progress, ProgressFile, RESERVED, SharedCursor, reached};
 use crate::exit::Exit;
+use crate::held::{self, Held};
 use crate::mappings::{self, Mappings};
 use crate::mirror::{Mirror, Order};
 use crate::names::Names;
@@ -76,6 +77,8 @@ pub struct Replayer {
     pub coverage: Coverage,
     /// Stores through shared mappings, and asynchronous writes.
     pub mappings: Mappings,
+    /// How many names the sequencer has bound.
+    pub names: AtomicUsize,
     /// When this replayer began.
     pub since: SystemTime,
     /// Records sequenced before this ring was made.
@@ -96,6 +99,10 @@ const SAVE_EVERY: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 /// How long one operation on a mirror may take while the ring runs full, before the mirror counts as hung.
 const HUNG_NS: u64 = 10_000_000_000;
+/// Names above which those of files that nobody holds are forgotten.
+const NAMES_MIN: usize = 20_000;
+/// How long programs may take to come out of their operations for that.
+const FREEZE: Duration = Duration::from_millis(20);
 /// How long workers get to end.
 const END_MAX: Duration = Duration::from_secs(5);
 /// How long a drained stop by a signal may take: systemd kills after 90 seconds.
@@ -229,6 +236,8 @@ struct Running {
     mappings: mappings::Server,
     saved: Instant,
     needless_since: Option<Instant>,
+    /// Names that were left when others were forgotten last.
+    names_kept: usize,
     lock: ReplayerLock,
     /// Who is told when everything has ended.
     done: Vec<Sender<()>>,
@@ -249,6 +258,7 @@ impl Running {
             primary: set.settings.primary.clone(),
             coverage: Coverage::new(&stored.not_followed),
             mappings,
+            names: AtomicUsize::new(0),
             records_before: stored.records_before,
             ring_first_seq: stored.ring_first_seq,
             backlog: Backlog::new(ring, start.place),
@@ -282,6 +292,7 @@ impl Running {
             mappings,
             saved: Instant::now(),
             needless_since: None,
+            names_kept: 0,
             lock,
             done: Vec::new(),
         })
@@ -360,10 +371,33 @@ impl Running {
                 backlog.changes.ring();
             }
         }
+        self.forget_names();
         if self.saved.elapsed() >= SAVE_EVERY {
             self.saved = Instant::now();
             replayer.save(Rest::No);
         }
+    }
+
+    /// Has the bindings of files forgotten that no wrapped program holds, when there are many.
+    fn forget_names(&mut self) {
+        let names = self.replayer.names.load(Ordering::Relaxed);
+        self.names_kept = self.names_kept.min(names);
+        if names < NAMES_MIN || names < 2 * self.names_kept {
+            return;
+        }
+        let backlog = &self.replayer.backlog;
+        let Some(frozen) = backlog.freeze(FREEZE) else { return };
+        let at = backlog.ring.claims().end();
+        let files = held::files(&backlog.ring);
+        // Whether or not it could be done: it is not worth holding the programs for it each second.
+        self.names_kept = names;
+        let Some(files) = files.filter(|_| frozen.holds()) else { return };
+        let held = Held { at, files: Arc::new(files) };
+        // Before programs go on: nobody may pass the place unawares.
+        for mirror in backlog.mirrors() {
+            mirror.order(Order::Forget(held.clone()));
+        }
+        self.replayer.ask_sequencer(Request::Forget(held));
     }
 
     fn resync_all(&self) {

@@ -16,6 +16,7 @@ use journal::record::{FLAG_REPAIR, FileId, Header, Kind, Record};
 
 use crate::coverage::realtime_seconds;
 use crate::cursor::{Place, SharedCursor};
+use crate::held::{Due, Forgetting, Held};
 use crate::mirror::Mirror;
 use crate::names::{BATCH, Names, Snapshot};
 use crate::replay::{Event, Replayer};
@@ -29,6 +30,8 @@ pub enum Request {
         /// Where the answer goes.
         answer: Sender<Joined>,
     },
+    /// Forget the bindings of files that nobody holds.
+    Forget(Held),
     /// End after the record at hand.
     Stop,
 }
@@ -62,6 +65,7 @@ pub struct Sequencer {
     /// Numbers up to here may be given out.
     ceiling: u64,
     names: Names,
+    forgetting: Forgetting,
     swept: Instant,
     undecided: Option<Undecided>,
 }
@@ -79,7 +83,10 @@ impl Sequencer {
         let place = replayer.backlog.ready.load();
         let ceiling = replayer.progress.get().ceiling_seq;
         let swept = Instant::now();
-        let mut this = Self { replayer, requests, me, place, published: place, ceiling, names, swept, undecided: None };
+        let forgetting = Forgetting::default();
+        let published = place;
+        let mut this =
+            Self { replayer, requests, me, place, published, ceiling, names, forgetting, swept, undecided: None };
         let mut pause = PAUSE_FIRST;
         let mut idle_since: Option<Instant> = None;
         loop {
@@ -118,6 +125,7 @@ impl Sequencer {
                     // Who asked may have given up; then nobody holds the place and the next release passes it.
                     let _ = answer.send(Joined { place: self.place, names: self.names.snapshot() });
                 }
+                Ok(Request::Forget(held)) => self.forgetting.add(held),
                 Ok(Request::Stop) => return Ok(true),
                 Err(crossbeam_channel::TryRecvError::Empty) => return Ok(false),
                 Err(error) => return Err(error),
@@ -132,6 +140,9 @@ impl Sequencer {
         let claims = ring.claims();
         let seconds = realtime_seconds() as u32;
         for taken in 0..BATCH {
+            if let Due::Now(held) = self.forgetting.due(self.place.position) {
+                self.names.forget_others(&held.files);
+            }
             match claims.peek(self.place.position) {
                 Peek::Empty => {
                     self.undecided = None;
@@ -214,6 +225,7 @@ impl Sequencer {
             // Only a mirror that is rebuilt after this process has been killed would miss it.
             log::error!("{error}; it is tried again");
         }
+        self.replayer.names.store(self.names.len(), Ordering::Relaxed);
         self.replayer.sequenced(self.place);
         let backlog = &self.replayer.backlog;
         backlog.ring.header().newest_seq.store(self.place.seq, Ordering::Release);

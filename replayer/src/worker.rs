@@ -16,6 +16,7 @@ use crate::apply::Applied;
 use crate::coverage::monotonic_ns;
 use crate::cursor::{MirrorCursor, MirrorProgress, Place, SharedCursor, reached};
 use crate::error::ReplayError;
+use crate::held::{Due, Forgetting};
 use crate::intent;
 use crate::mirror::{Facts, Mirror, Order};
 use crate::replay::{Replayer, bindings_file};
@@ -74,6 +75,7 @@ pub struct Worker {
     repairs: u64,
     /// What is written in the mirror's own `cursor.json`.
     written_seq: Option<u64>,
+    forgetting: Forgetting,
 }
 
 /// What the worker is at.
@@ -141,6 +143,7 @@ impl Worker {
             repaired_until: None,
             repairs: 0,
             written_seq: None,
+            forgetting: Forgetting::default(),
         };
         std::thread::Builder::new().name(format!("mirror {name}")).spawn(move || worker.run())
     }
@@ -208,6 +211,7 @@ impl Worker {
                     _ => goal,
                 });
             }
+            Order::Forget(held) => self.forgetting.add(held),
             Order::Pause | Order::Resume => {}
         }
     }
@@ -373,6 +377,9 @@ impl Worker {
             if self.place.position == ready {
                 break;
             }
+            if !self.forget_others() {
+                return true;
+            }
             let Peek::Decided(claim, fate) = claims.peek(self.place.position) else {
                 log::error!("the ring is damaged before {:?}", self.place);
                 self.mirror.let_go();
@@ -398,6 +405,16 @@ impl Worker {
             self.advance(cursor, next);
         }
         true
+    }
+
+    /// Forgets the bindings of files that nobody holds, if this is the place for it; false when that has failed.
+    fn forget_others(&mut self) -> bool {
+        let Due::Now(held) = self.forgetting.due(self.place.position) else { return true };
+        let Some(site) = &mut self.site else { return true };
+        match site.applier.forget_others(&held.files) {
+            Ok(()) => true,
+            Err(error) => self.take_trouble(&error, self.place.seq + 1),
+        }
     }
 
     fn advance(&mut self, cursor: SharedCursor<'_>, next: Place) {
@@ -519,6 +536,9 @@ impl Worker {
         if self.settle_for.take().is_some() {
             // Asked again for what is settled already; times may have been set without a record since.
             return self.settle();
+        }
+        if !self.forget_others() {
+            return;
         }
         let pending = self.site.as_ref().is_some_and(|site| site.applier.pending_repairs() > 0);
         if pending && self.settled_at.elapsed() >= QUIET * 10 {

@@ -14,6 +14,7 @@ use crate::backlog::Frozen;
 use crate::coverage::monotonic_ns;
 use crate::cursor::{MirrorCursor, Place, SharedCursor};
 use crate::error::ReplayError;
+use crate::held::Due;
 use crate::intent;
 use crate::ledger::Entry;
 use crate::resync::{Progress, Resync};
@@ -210,6 +211,9 @@ impl Worker {
         let ready = backlog.ready.position();
         let claims = backlog.ring.claims();
         while self.place.position != ready {
+            if let Due::Now(held) = self.forgetting.due(self.place.position) {
+                rebuild.site.applier.forget_others(&held.files)?;
+            }
             let Peek::Decided(claim, fate) = claims.peek(self.place.position) else {
                 self.mirror.let_go();
                 return Err(Interrupted::Again);
