@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The state directory of a user: holds every set.
 #[derive(Clone, Debug)]
@@ -373,8 +374,22 @@ impl Set {
     /// # Errors
     /// `Io` if the lock file can't be made.
     pub fn lock_replayer(&self) -> Result<Option<ReplayerLock>, SetError> {
-        let file = lock_file(&self.dir.join("lock"), FlockOperation::NonBlockingLockExclusive)?;
-        Ok(file.map(|file| ReplayerLock { _file: file }))
+        // Whoever only asks whether it is free holds it for an instant.
+        for _ in 0..50 {
+            if let Some(file) = lock_file(&self.dir.join("lock"), FlockOperation::NonBlockingLockExclusive)? {
+                return Ok(Some(ReplayerLock { _file: file }));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(None)
+    }
+
+    /// True when no replayer has the lock: none serves the set, starts or ends.
+    ///
+    /// # Errors
+    /// `Io` if the lock file can't be made.
+    pub fn has_no_replayer(&self) -> Result<bool, SetError> {
+        Ok(lock_file(&self.dir.join("lock"), FlockOperation::NonBlockingLockExclusive)?.is_some())
     }
 
     /// Where the replayer's control socket is.
@@ -728,7 +743,9 @@ mod tests {
         let set = state.make_set(Settings::new("s".into(), "/p".into(), 1 << 20)).expect("made");
         let held = set.lock_replayer().expect("no trouble").expect("free");
         assert!(set.lock_replayer().expect("no trouble").is_none());
+        assert!(!set.has_no_replayer().expect("no trouble"));
         drop(held);
+        assert!(set.has_no_replayer().expect("no trouble"));
         assert!(set.lock_replayer().expect("no trouble").is_some());
     }
 

@@ -441,6 +441,12 @@ fn wait_for_mirrors(set: &Set, supervisor: &mut Supervisor, signals: &Signals) {
         Ok(None) => {
             eprintln!("lockstep: interrupted: mirrors may be behind; see: lockstep --set {} status", set.name());
         }
+        Err(_) if supervisor::is_stopped(set) => {
+            let set = set.name();
+            eprintln!(
+                "lockstep: the replayer was stopped: mirrors may be behind; start it: lockstep --set {set} replay"
+            );
+        }
         Err(error) => super::complain(&error.context("cannot wait for the mirrors")),
     }
 }

@@ -43,7 +43,8 @@ impl Stop {
         }
         let begun = Instant::now();
         // The lock tells that it has ended altogether; the socket goes earlier.
-        while replayer_listens(&set) || set.lock_replayer()?.is_none() {
+        // Or somebody wants a new one already.
+        while (replayer_listens(&set) || !set.has_no_replayer()?) && supervisor::is_stopped(&set) {
             if begun.elapsed() > GONE_MAX {
                 bail!(
                     "the replayer of the set {} was told to stop and has not ended\nsee its log: {:?}",

@@ -54,12 +54,9 @@ impl Supervisor {
                 Err(ClientError::NoReplayer { .. } | ClientError::BrokenOff { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
-            let ended = match &mut self.child {
-                None => true,
-                Some(child) => child.try_wait()?.is_some(),
-            };
-            if ended && set.lock_replayer()?.is_some() {
-                // The lock is free again at the end of that condition: nobody else is starting either.
+            let ended = self.child.as_mut().is_none_or(has_ended);
+            // Otherwise somebody else's is starting, or ending.
+            if ended && set.has_no_replayer()? {
                 if self.child.take().is_some() {
                     anyhow::bail!("cannot start the replayer of the set {}: {}", set.name(), last_words(set));
                 }
@@ -79,7 +76,7 @@ impl Supervisor {
 
     /// Looks, once in a while, whether the replayer lives, and starts it again if it has died. Never waits for it.
     pub fn look(&mut self, set: &Set) {
-        let died = matches!(self.child.as_mut().map(Child::try_wait), Some(Ok(Some(_))));
+        let died = self.child.as_mut().is_some_and(has_ended);
         if !died && self.looked.elapsed() < LOOK_EVERY {
             return;
         }
@@ -96,7 +93,7 @@ impl Supervisor {
             return;
         }
         // Somebody else's replayer that is starting or ending holds the lock; the next look will see.
-        if matches!(set.lock_replayer(), Ok(Some(_))) {
+        if set.has_no_replayer().unwrap_or(false) {
             self.restarts += 1;
             if let Err(error) = self.start(set) {
                 log::debug!("cannot start the replayer again: {error:#}");
@@ -117,6 +114,11 @@ impl Supervisor {
         self.starting_since = Some(Instant::now());
         Ok(())
     }
+}
+
+/// Where SIGCHLD is ignored, the kernel forgets a child that has ended, and asking for it is an error.
+fn has_ended(child: &mut Child) -> bool {
+    !matches!(child.try_wait(), Ok(None))
 }
 
 /// Notes that a person wants no replayer for now.
