@@ -225,6 +225,25 @@ redhook::hook! { unsafe fn io_uring_queue_init_params(_n: c_uint, _r: *mut c_voi
 redhook::hook! { unsafe fn io_uring_queue_init_mem(_n: c_uint, _r: *mut c_void, _p: *mut c_void, _b: *mut c_void, _s: size_t) -> c_int => h_io_uring_queue_init_mem {
     hooks::descriptor::no_io_uring() as c_int
 } }
+// libaio returns kernel-style errors; some builds of it make their system calls themselves.
+redhook::hook! { unsafe fn io_submit(context: u64, n: c_long, blocks: *const *const u8) -> c_int => h_io_submit {
+    hooks::aio::io_submit(context, n as isize, blocks) as c_int
+} }
+redhook::hook! { unsafe fn io_getevents(context: u64, least: c_long, n: c_long, events: *mut u8, timeout: *mut timespec) -> c_int => h_io_getevents {
+    hooks::aio::events(context, events.cast(), || {
+        // SAFETY: the program's own call.
+        unsafe { syscall!(libc::SYS_io_getevents, context, least, n, events, timeout) }
+    }) as c_int
+} }
+redhook::hook! { unsafe fn io_pgetevents(context: u64, least: c_long, n: c_long, events: *mut u8, timeout: *mut timespec, mask: *mut c_void) -> c_int => h_io_pgetevents {
+    // The kernel takes the mask with its size.
+    let sized = [mask as usize, 8];
+    hooks::aio::events(context, events.cast(), || {
+        // SAFETY: the program's own call; the pair lives in this frame.
+        unsafe { syscall!(libc::SYS_io_pgetevents, context, least, n, events, timeout, sized.as_ptr()) }
+    }) as c_int
+} }
+redhook::hook! { unsafe fn io_destroy(context: u64) -> c_int => h_io_destroy { hooks::aio::io_destroy(context) as c_int } }
 redhook::hook! { unsafe fn sync() => h_sync {
     // SAFETY: no arguments.
     hooks::descriptor::sync_all(|| unsafe { syscall!(libc::SYS_sync) });

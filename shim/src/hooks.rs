@@ -1,5 +1,6 @@
 //! Hook bodies, by family. They take what the program passed and return what the kernel returned.
 
+pub mod aio;
 pub mod attributes;
 pub mod blocking;
 pub mod copy;

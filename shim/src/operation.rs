@@ -273,8 +273,14 @@ pub fn conclude(
     }
 }
 
-/// Notes where the stack stands when the outermost operation begins. An operation that is still on record although the
-/// stack has shrunk past its frame was left by a jump out of a signal handler: what it left is settled.
+/// What the kernel puts on the stack for a signal handler is larger than this: red zone, `ucontext_t`, `siginfo_t` and
+/// the registers of the floating-point unit.
+const SIGNAL_FRAME_BYTES_MIN: u64 = 1024;
+
+/// Notes where the stack stands when the outermost operation begins.
+///
+/// A handler that interrupts an operation runs below its frame. So if one is on record and the stack doesn't stand below
+/// it, a handler has jumped out of it; what it left is settled.
 #[inline(always)]
 fn note_stack(ring: &Ring, me: Owner) {
     let Some(slot) = ring.slot(me) else { return };
@@ -282,7 +288,7 @@ fn note_stack(ring: &Ring, me: Owner) {
     let here = (&raw const marker) as u64;
     if slot.inside.load(Ordering::Relaxed) == 0 {
         slot.stack.store(here, Ordering::Relaxed);
-    } else if here > slot.stack.load(Ordering::Relaxed) && !on_alternate_stack() {
+    } else if here + SIGNAL_FRAME_BYTES_MIN > slot.stack.load(Ordering::Relaxed) && !on_alternate_stack() {
         ring.settle_own(me);
         slot.stack.store(here, Ordering::Relaxed);
     }

@@ -12,11 +12,12 @@ use crate::readable;
 use crate::state;
 use crate::sys::{HERE, error, is_error, syscall};
 
-use super::{attributes, blocking, copy, identify, mapping};
+use super::{aio, attributes, blocking, copy, identify, mapping};
 
 /// close(2).
 #[inline(always)]
 pub fn close(fd: i32) -> isize {
+    aio::before_close(fd);
     // Before, so that nobody believes the old meaning of the number once it is free; after, in case that somebody
     // looked in between.
     descriptors::reset(fd);

@@ -4,7 +4,7 @@
 use crate::sys::syscall;
 
 use super::attributes::{self, XattrOf};
-use super::{copy, descriptor, mapping, memory, names, open, process, resize, write};
+use super::{aio, copy, descriptor, mapping, memory, names, open, process, resize, write};
 use crate::sys::HERE;
 
 /// The arguments of a call by number.
@@ -104,6 +104,12 @@ pub unsafe fn call(number: i64, arguments: Arguments) -> isize {
         libc::SYS_chdir | libc::SYS_fchdir => descriptor::change_directory(|| unsafe { syscall!(number, a) }),
         libc::SYS_chroot => descriptor::chroot(a as _),
         libc::SYS_unshare => descriptor::unshare(a as _),
+        libc::SYS_io_submit => aio::io_submit(a as _, b as _, c as _),
+        // SAFETY: as above.
+        libc::SYS_io_getevents => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e) }),
+        // SAFETY: as above.
+        libc::SYS_io_pgetevents => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e, f) }),
+        libc::SYS_io_destroy => aio::io_destroy(a as _),
         libc::SYS_io_uring_setup => descriptor::no_io_uring(),
         libc::SYS_mmap => memory::mmap(a, b, c as _, d as _, e as _, f as _),
         libc::SYS_munmap => memory::munmap(a, b),
