@@ -188,8 +188,8 @@ pub struct Mark {
     pub context: AtomicU64,
     /// `FLAG_…` of the records about it.
     pub flags: AtomicU32,
-    /// Keeps the size fixed.
-    pub reserved: AtomicU32,
+    /// The descriptor, as it was numbered then.
+    pub fd: AtomicU32,
 }
 
 /// How far a mirror has applied.

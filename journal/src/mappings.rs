@@ -14,7 +14,7 @@ use crate::sync::Ordering;
 pub const ANNOUNCEMENT_BYTES: usize = 8;
 
 /// Marks with one key lie at most this far from where the key says.
-const MARK_PROBES: usize = 64;
+const MARK_PROBES: usize = 16;
 
 /// How the stores of a mapping are found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +98,8 @@ pub struct Write {
     pub key: u64,
     /// The context that it was given to.
     pub context: u64,
+    /// The descriptor, as it was numbered then.
+    pub fd: u32,
     /// `FLAG_…` of the records about it.
     pub flags: u8,
 }
@@ -200,6 +202,7 @@ impl Ring {
         entry.bytes.store(write.bytes, Ordering::Relaxed);
         entry.key.store(write.key, Ordering::Relaxed);
         entry.context.store(write.context, Ordering::Relaxed);
+        entry.fd.store(write.fd, Ordering::Relaxed);
         entry.flags.store(u32::from(write.flags), Ordering::Relaxed);
         entry.dev.store(write.file.dev, Ordering::Relaxed);
         entry.ino.store(write.file.ino, Ordering::Release);
@@ -220,6 +223,7 @@ impl Ring {
             bytes: entry.bytes.load(Ordering::Acquire),
             key: entry.key.load(Ordering::Acquire),
             context: entry.context.load(Ordering::Acquire),
+            fd: entry.fd.load(Ordering::Acquire),
             flags: entry.flags.load(Ordering::Acquire) as u8,
         };
         let same = entry.turn.load(Ordering::Acquire) == turn;
@@ -306,7 +310,7 @@ mod tests {
     fn writes_are_found_by_what_names_their_end() {
         let memory = Memory::new();
         let ring = memory.ring();
-        let write = Write { file: FILE, offset: 5, bytes: 6, key: 0xabc0, context: 0x7f00, flags: 0 };
+        let write = Write { file: FILE, offset: 5, bytes: 6, key: 0xabc0, context: 0x7f00, fd: 3, flags: 0 };
         let first = ring.claim_mark(1, &write).expect("room");
         let second = ring.claim_mark(1, &Write { offset: 50, ..write }).expect("room");
         ring.claim_mark(1, &Write { key: 0xabd0, ..write }).expect("room");

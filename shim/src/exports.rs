@@ -240,7 +240,7 @@ redhook::hook! { unsafe fn io_pgetevents(context: u64, least: c_long, n: c_long,
     let sized = [mask as usize, 8];
     hooks::aio::events(context, events.cast(), || {
         // SAFETY: the program's own call; the pair lives in this frame.
-        unsafe { syscall!(libc::SYS_io_pgetevents, context, least, n, events, timeout, sized.as_ptr()) }
+        unsafe { syscall!(hooks::aio::SYS_IO_PGETEVENTS, context, least, n, events, timeout, sized.as_ptr()) }
     }) as c_int
 } }
 redhook::hook! { unsafe fn io_destroy(context: u64) -> c_int => h_io_destroy { hooks::aio::io_destroy(context) as c_int } }

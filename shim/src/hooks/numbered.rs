@@ -108,7 +108,7 @@ pub unsafe fn call(number: i64, arguments: Arguments) -> isize {
         // SAFETY: as above.
         libc::SYS_io_getevents => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e) }),
         // SAFETY: as above.
-        libc::SYS_io_pgetevents => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e, f) }),
+        aio::SYS_IO_PGETEVENTS => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e, f) }),
         libc::SYS_io_destroy => aio::io_destroy(a as _),
         libc::SYS_io_uring_setup => descriptor::no_io_uring(),
         libc::SYS_mmap => memory::mmap(a, b, c as _, d as _, e as _, f as _),
