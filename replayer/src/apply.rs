@@ -102,21 +102,6 @@ impl Applier {
         self.mirror.is_in_place()
     }
 
-    /// The primary's tree.
-    pub const fn primary(&mut self) -> &mut Tree {
-        &mut self.primary
-    }
-
-    /// The mirror's tree.
-    pub const fn mirror(&mut self) -> &mut Tree {
-        &mut self.mirror
-    }
-
-    /// Both trees and the limits, for [`crate::verify`].
-    pub const fn trees(&mut self) -> (&mut Tree, &mut Tree, &Limits) {
-        (&mut self.primary, &mut self.mirror, &self.limits)
-    }
-
     /// Applies one record. Blocks on the mirror, and for those that carry no data on the primary.
     ///
     /// # Errors

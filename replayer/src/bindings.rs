@@ -23,16 +23,16 @@ const GONE_MAX: usize = 1 << 16;
 pub struct Bindings {
     files: HashMap<FileId, Bound>,
     names: PathMap<FileId>,
+    open: HashMap<FileId, Open>,
+    touched: HashSet<FileId>,
     gone: HashSet<FileId>,
     gone_in_order: VecDeque<FileId>,
-    open_files: usize,
     uses: u64,
 }
 
 #[derive(Debug, Default)]
 struct Bound {
     names: Vec<Box<[u8]>>,
-    open: Option<Open>,
     is_touched: bool,
 }
 
@@ -88,7 +88,8 @@ impl Bindings {
     pub fn forget(&mut self, file: FileId) {
         self.gone.remove(&file);
         if let Some(bound) = self.files.remove(&file) {
-            self.open_files -= usize::from(bound.open.is_some());
+            self.open.remove(&file);
+            self.touched.remove(&file);
             for name in bound.names {
                 self.names.remove(&name);
             }
@@ -166,7 +167,11 @@ impl Bindings {
 
     /// Marks `file` as touched; true when it was not before.
     pub fn touch(&mut self, file: FileId) -> bool {
-        self.files.get_mut(&file).is_some_and(|bound| !std::mem::replace(&mut bound.is_touched, true))
+        let is_new = self.files.get_mut(&file).is_some_and(|bound| !std::mem::replace(&mut bound.is_touched, true));
+        if is_new {
+            self.touched.insert(file);
+        }
+        is_new
     }
 
     /// Takes the mark of [`Self::touch`] away.
@@ -174,51 +179,44 @@ impl Bindings {
         if let Some(bound) = self.files.get_mut(&file) {
             bound.is_touched = false;
         }
+        self.touched.remove(&file);
     }
 
     /// Every file that is marked as touched.
-    pub fn touched(&self) -> impl Iterator<Item = FileId> {
-        self.files.iter().filter(|(_, bound)| bound.is_touched).map(|(file, _)| *file)
+    pub fn touched(&self) -> impl ExactSizeIterator<Item = FileId> {
+        self.touched.iter().copied()
     }
 
     /// The mirror's file, if it is open.
     pub fn open(&mut self, file: FileId) -> Option<Arc<OwnedFd>> {
         self.uses += 1;
-        let open = self.files.get_mut(&file)?.open.as_mut()?;
+        let open = self.open.get_mut(&file)?;
         open.used = self.uses;
         Some(open.fd.clone())
     }
 
     /// Keeps the mirror's file open.
     pub fn keep_open(&mut self, file: FileId, fd: Arc<OwnedFd>) {
-        if self.open_files >= OPEN_FILES_MAX {
+        if self.open.len() >= OPEN_FILES_MAX {
             self.close_a_quarter();
         }
         self.uses += 1;
-        if let Some(bound) = self.files.get_mut(&file) {
-            let before = bound.open.replace(Open { fd, used: self.uses });
-            self.open_files += usize::from(before.is_none());
+        if self.files.contains_key(&file) {
+            self.open.insert(file, Open { fd, used: self.uses });
         }
     }
 
     /// Closes the mirror's file, because its name now stands for another.
     pub fn close(&mut self, file: FileId) {
-        if let Some(bound) = self.files.get_mut(&file) {
-            self.open_files -= usize::from(bound.open.take().is_some());
-        }
+        self.open.remove(&file);
     }
 
     fn close_a_quarter(&mut self) {
-        let mut ages: Vec<u64> = self.files.values().filter_map(|bound| Some(bound.open.as_ref()?.used)).collect();
+        let mut ages: Vec<u64> = self.open.values().map(|open| open.used).collect();
         let quarter = ages.len() / 4;
         let (_, limit, _) = ages.select_nth_unstable(quarter);
         let limit = *limit;
-        for bound in self.files.values_mut() {
-            if bound.open.as_ref().is_some_and(|open| open.used <= limit) {
-                bound.open = None;
-                self.open_files -= 1;
-            }
-        }
+        self.open.retain(|_, open| open.used > limit);
     }
 
     fn lose_name(&mut self, file: FileId, path: &[u8]) {

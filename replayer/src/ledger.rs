@@ -214,10 +214,7 @@ impl Ledger {
         for path in paths {
             self.touched.remove(path);
         }
-        if self.touched.is_empty()
-            && self.bindings.touched().next().is_none()
-            && !(files.is_empty() && paths.is_empty())
-        {
+        if self.touched.is_empty() && self.bindings.touched().len() == 0 && !(files.is_empty() && paths.is_empty()) {
             self.enter(Entry::Settled);
         }
     }

@@ -167,23 +167,6 @@ impl Resync {
         Ok(Progress::Walked)
     }
 
-    /// The whole first pass, unless `should_stop` says so.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
-    pub fn first_pass(
-        &mut self,
-        applier: &mut Applier,
-        mut should_stop: impl FnMut() -> bool,
-    ) -> Result<Progress, ReplayError> {
-        while !should_stop() {
-            if self.step(applier, Duration::from_millis(20))? == Progress::Walked {
-                return Ok(Progress::Walked);
-            }
-        }
-        Ok(Progress::Walking)
-    }
-
     /// How many objects are to be compared again.
     pub fn dirty_len(&self) -> usize {
         self.files.len() + self.paths.len() + self.unknown.len()

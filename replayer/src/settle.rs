@@ -27,7 +27,7 @@ pub enum Rest {
 impl Applier {
     /// How many objects have times that are not settled.
     pub fn touched(&self) -> usize {
-        self.ledger.touched_paths().len() + self.ledger.bindings.touched().count()
+        self.ledger.touched_paths().len() + self.ledger.bindings.touched().len()
     }
 
     /// Settles up to `objects_max` touched objects and returns how many are left. At rest, modes and owners that the

@@ -50,11 +50,6 @@ impl Tree {
         Ok(Self { root: Arc::new(fd), path: root.to_path_buf(), kept: HashMap::new(), kept_max, uses: 0 })
     }
 
-    /// The path by which it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// False when another directory, or none, is now where the tree was opened.
     pub fn is_in_place(&self) -> bool {
         match (rustix::fs::fstat(&*self.root), rustix::fs::stat(&self.path)) {

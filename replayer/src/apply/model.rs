@@ -111,9 +111,11 @@ impl Primary {
 
     fn made(&mut self, kind: Kind, path: &[u8], target: &[u8], c: u64) -> Outcome {
         let meta = self.meta(path)?;
-        let file = if kind == Kind::Create { id(&meta) } else { FileId::NONE };
-        let header = Header { a: u64::from(meta.mode()), b: pack_owner(meta.uid(), meta.gid()), c, ..Self::of(file) };
-        self.push(kind, header, path, target, b"");
+        let owner = pack_owner(meta.uid(), meta.gid());
+        self.push(kind, Header { a: u64::from(meta.mode()), b: owner, c, ..Header::default() }, path, target, b"");
+        if kind == Kind::Create {
+            self.push(Kind::Bind, Self::of(id(&meta)), path, b"", b"");
+        }
         Ok(())
     }
 
@@ -418,7 +420,7 @@ impl Mirror {
     }
 
     pub fn differences(&mut self) -> Vec<Difference> {
-        let (primary, mirror, limits) = self.applier.trees();
+        let Applier { primary, mirror, limits, .. } = &mut self.applier;
         let verified = verify(primary, mirror, b"", limits).expect("both can be read");
         assert!(verified.unreadable.is_empty(), "{:?}", verified.unreadable);
         verified.differences

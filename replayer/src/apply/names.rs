@@ -44,7 +44,11 @@ impl Applier {
                 made = Some(tree::open_name(directory, name, flags, bits)?);
                 Ok(())
             },
-            |stat| (is_bound || !is_known) && tree::file_type(stat) == FileType::RegularFile,
+            |stat| {
+                // One whose identity is not told yet has not been written to when its record is applied again.
+                let is_newborn = !is_known && stat.st_size == 0 && stat.st_nlink == 1;
+                (is_bound || is_newborn) && tree::file_type(stat) == FileType::RegularFile
+            },
         );
         let existing = match result? {
             Ok(existing) => existing,
