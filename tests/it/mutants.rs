@@ -108,18 +108,20 @@ fn each_call_that_goes_unseen_shows_as_a_difference() {
     let Some(sandbox) = prepared() else { return };
     let Some(job) = job("unseen", &calls()) else { return };
     all_said_ok(&calls(), &sandbox.wrapped(&job));
-    all_show(&sandbox);
+    all_show(&sandbox, &calls());
 }
 
 #[test]
 fn each_hook_that_is_switched_off_shows_as_a_difference() {
     let Some(sandbox) = prepared() else { return };
-    for call in calls() {
+    // glibc's mknod calls its mknodat, which is another hook.
+    let calls: Vec<_> = calls().into_iter().filter(|call| *call != "mknod").collect();
+    for call in &calls {
         let Some(job) = job("seen", &[call]) else { return };
         // Without the hook the program itself must work all the same.
         all_said_ok(&[call], &sandbox.wrapped(&job.with("LOCKSTEP_TEST_DISABLE", call)));
     }
-    all_show(&sandbox);
+    all_show(&sandbox, &calls);
 }
 
 fn all_said_ok(calls: &[&str], outcome: &Outcome) {
@@ -130,14 +132,14 @@ fn all_said_ok(calls: &[&str], outcome: &Outcome) {
 }
 
 /// Asserts that the directory of each call differs, to our eye and to that of `verify`.
-fn all_show(sandbox: &Sandbox) {
+fn all_show(sandbox: &Sandbox, calls: &[&str]) {
     sandbox.settled();
     let found = different(sandbox);
-    let missed: Vec<_> = calls().into_iter().filter(|call| !found.contains(*call)).collect();
+    let missed: Vec<_> = calls.iter().filter(|call| !found.contains(**call)).collect();
     assert!(missed.is_empty(), "these went unseen and left no difference: {missed:?}");
     let verify = sandbox.answer(["verify"]);
     assert_eq!(verify.status, 1, "verify: {}", verify.stderr);
     let below = |call: &str| verify.stdout.lines().any(|line| line.contains(&format!("\twork/{call}/")));
-    let missed: Vec<_> = calls().into_iter().filter(|call| !below(call)).collect();
+    let missed: Vec<_> = calls.iter().filter(|call| !below(call)).collect();
     assert!(missed.is_empty(), "verify misses {missed:?}: {}", verify.stdout);
 }
