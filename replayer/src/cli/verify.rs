@@ -45,6 +45,8 @@ const ROUNDS_MAX: u32 = 3;
 const HOLD_UP: Duration = Duration::from_millis(200);
 /// How long the replayer is asked to hold them up: longer, because one file may take a while.
 const FREEZE_MS: u64 = 2_000;
+/// How often that may fail.
+const FAILURES_MAX: u32 = 10;
 /// How long it may take to begin to.
 const FREEZE_ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Directories are opened anew each time: programs move them while they are compared.
@@ -309,9 +311,8 @@ impl Pair<'_> {
 
     /// Looks again at what is left while wrapped programs are held up and everything is applied, a moment at a time.
     fn again_while_held_up(&mut self, found: &mut Verified) -> anyhow::Result<()> {
-        let as_found =
-            Verified { differences: found.differences.clone(), unreadable: found.unreadable.clone(), objects: 0 };
         let mut left = Suspect::of(found);
+        let mut failures = 0;
         while !left.is_empty() {
             let mut asked = match Asked::new(self.set, &Question::Freeze { ms: FREEZE_MS }) {
                 Ok(asked) => asked,
@@ -320,27 +321,35 @@ impl Pair<'_> {
                 Err(error) => return Err(error.into()),
             };
             let answer = asked.answer(self.set, Some(FREEZE_ANSWER_MAX))?;
-            if !answer.ok {
-                let reason = answer.reason.unwrap_or_default();
-                log::warn!("what differs may only be on its way: programs could not be held up ({reason})");
-                let is_left = |path: &[u8]| left.iter().any(|suspect| suspect.path == path);
-                found.differences.extend(as_found.differences.into_iter().filter(|it| is_left(&it.path)));
-                found.unreadable.extend(as_found.unreadable.into_iter().filter(|(path, _)| is_left(path)));
-                return Ok(());
-            }
             let held = Instant::now();
-            while let Some(suspect) = left.last()
+            while let Some(suspect) = left.last().filter(|_| answer.ok)
                 && held.elapsed() < HOLD_UP
             {
                 let first = match suspect.linked {
                     true => left.partition_point(|suspect| !suspect.linked),
                     false => left.len() - 1,
                 };
-                self.again(&left[first..], found)?;
+                let mut again = Verified::default();
+                self.again(&left[first..], &mut again)?;
+                if held.elapsed().as_millis() >= u128::from(FREEZE_MS) && !again.differences.is_empty() {
+                    // Programs went on before the comparison was over.
+                    failures += 1;
+                    break;
+                }
+                found.differences.append(&mut again.differences);
+                found.unreadable.append(&mut again.unreadable);
                 left.truncate(first);
             }
             drop(asked);
-            log::debug!("programs were held up for {:?}", held.elapsed());
+            failures += u32::from(!answer.ok);
+            if failures > FAILURES_MAX {
+                // No answer is better than one that names what is only on its way.
+                bail!(
+                    "{} objects differ or are on their way, which cannot be told apart{}\ntry again when the programs write less",
+                    left.len(),
+                    answer.reason.map(|reason| format!(": {reason}")).unwrap_or_default()
+                );
+            }
             if !left.is_empty() {
                 std::thread::sleep(HOLD_UP);
             }
