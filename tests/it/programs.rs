@@ -52,6 +52,8 @@ const LOADING: Program = program("loading", Tree::Same, 20);
 const SCRIBBLE: Program = program("scribble", Tree::Same, 8000);
 const VANISHING: Program = program("vanishing", Tree::Same, 1000);
 const MAPPING: Program = Program { deaths: Deaths::InTheMiddle, ..program("mapping", Tree::Varies, 40) };
+const UNTRACKED: Program = Program { deaths: Deaths::InTheMiddle, ..program("untracked", Tree::Varies, 500) };
+const AIO: Program = Program { deaths: Deaths::InTheMiddle, ..program("aio", Tree::Varies, 40) };
 const ROOT: Program = Program { as_whom: Whom::Root, ..program("root", Tree::Same, 15) };
 const UNLINKED: Program = program("unlinked", Tree::Same, 400);
 const VISIBLE: Program = program("visible", Tree::Same, 2);
@@ -182,6 +184,16 @@ fn a_buffer_whose_pages_vanish_during_the_write() {
 #[test]
 fn stores_through_shared_mappings() {
     check(&MAPPING);
+}
+
+#[test]
+fn stores_that_the_kernel_does_not_tell() {
+    check(&UNTRACKED);
+}
+
+#[test]
+fn asynchronous_writes() {
+    check(&AIO);
 }
 
 #[test]
