@@ -79,18 +79,18 @@ pub fn io_submit(context: u64, number: isize, blocks: *const *const u8) -> isize
     while done < number {
         let batch = (number - done).min(AT_ONCE);
         let rest = blocks.wrapping_add(done);
-        let mut marks = [None; AT_ONCE];
+        let mut marks = [None::<(u16, u32)>; AT_ONCE];
         let mut unmarked = false;
         for (at, mark) in marks.iter_mut().enumerate().take(batch) {
             if let Some(write) = describe(ring, context, rest.wrapping_add(at)) {
-                *mark = make_mark(ring, &write);
+                *mark = make_mark(ring, &write).map(|mark| (mark.index, mark.turn));
                 unmarked |= mark.is_none();
             }
         }
         let result = call(rest, batch as isize);
         let submitted = if is_error(result) { 0 } else { result as usize };
-        for mark in marks.iter().skip(submitted).flatten() {
-            take_out(ring, mark);
+        for (index, turn) in marks.iter().skip(submitted).flatten() {
+            take_out(ring, *index, *turn);
         }
         if unmarked {
             lose(ring);
@@ -158,7 +158,7 @@ fn make_mark(ring: &Ring, write: &Write) -> Option<MarkView> {
             && same.count() + 1 >= SAME_BLOCK_MAX
         {
             record(ring, &oldest, oldest.write.bytes);
-            take_out(ring, &oldest);
+            take_out(ring, oldest.index, oldest.turn);
         }
     }
     let mark = ring.mark(ring.claim_mark(pid, write)?)?;
@@ -166,8 +166,8 @@ fn make_mark(ring: &Ring, write: &Write) -> Option<MarkView> {
     Some(mark)
 }
 
-fn take_out(ring: &Ring, mark: &MarkView) {
-    ring.release_mark(mark.index, mark.turn);
+fn take_out(ring: &Ring, index: u16, turn: u32) {
+    ring.release_mark(index, turn);
     let _ = MARKED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
 }
 
@@ -197,7 +197,7 @@ fn ended(ring: &Ring, context: u64, event: &Event) {
         record(ring, &mark, if mark.write.bytes == u64::MAX { u64::MAX } else { bytes });
         // Of several with one control block, this can be the end of any.
         if ring.see_end(&mark) as usize >= number {
-            take_out(ring, &mark);
+            take_out(ring, mark.index, mark.turn);
         }
     }
 }
@@ -229,7 +229,7 @@ fn each_mark(choose: impl Fn(&Write) -> bool, have_ended: bool) {
     for mark in ring.mark_views().filter(|mark| mark.pid == pid && choose(&mark.write)) {
         record(ring, &mark, mark.write.bytes);
         if have_ended {
-            take_out(ring, &mark);
+            take_out(ring, mark.index, mark.turn);
         }
     }
 }

@@ -281,7 +281,8 @@ pub fn record_all() {
 /// The process ends by its own will, and only this thread is left to store anything: what is recorded now is all there
 /// is, and nothing has to be read again.
 pub fn end() {
-    if !any() || state::is_borrowed_memory() {
+    // A child that borrows its parent's memory leaves it as it is.
+    if !any() || mapped::is_mine() && state::is_borrowed_memory() {
         return;
     }
     record_all();
