@@ -221,7 +221,8 @@ impl Applier {
         let stat = self.primary.look(to).map_err(in_primary("stat", to))?;
         if stat.is_some_and(|stat| stat.st_nlink > 1 && tree::id_of(&stat) == file) {
             for (_, name) in self.find_files(&HashSet::from([file]))? {
-                if name != to {
+                // A name that stands for another file here is ahead of the records.
+                if name != to && self.ledger.bindings.file(&name).is_none() {
                     self.ledger.enter(Entry::AddName(file, &name));
                 }
             }
@@ -448,9 +449,8 @@ impl Applier {
         self.make_hidden_directory()?;
         let file = record.file();
         let path = unnamed_path(file);
-        if self.ledger.bindings.file(&path) != Some(file) {
-            self.discard(&path)?;
-        }
+        // One of that number is of an earlier file, or was made by this record and not written to since.
+        self.discard(&path)?;
         let applied = self.create(&path, file, record.header.a, record.header.b)?;
         self.ledger.enter(Entry::Unnamed(file, record.pid()));
         Ok(applied)

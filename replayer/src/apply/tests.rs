@@ -377,10 +377,10 @@ fn found_mode(kind: DifferenceKind) -> bool {
 
 #[test]
 fn access_lists_arrive_and_are_compared() {
-    // user::rw- user:1234:r-- group::r-- mask::r-- other::---, as setfacl(1) writes it.
+    // user::rwx user:1234:r-- group::r-- mask::r-- other::---, as setfacl(1) writes it.
     let mut acl = vec![2, 0, 0, 0];
     for (tag, permissions, who) in
-        [(1u16, 6u16, u32::MAX), (2, 4, 1234), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+        [(1u16, 7u16, u32::MAX), (2, 4, 1234), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
     {
         acl.extend_from_slice(&tag.to_le_bytes());
         acl.extend_from_slice(&permissions.to_le_bytes());
@@ -569,7 +569,7 @@ proptest! {
         let mut once = Mirror::new(&primary, "once");
         let mut twice = Mirror::new(&primary, "twice");
         let mut late = Mirror::new(&primary, "late");
-        let mut all: Vec<Owned> = Vec::new();
+        let mut waiting: Vec<Owned> = Vec::new();
         for (step, crash) in &steps {
             perform(&mut primary, step);
             for record in std::mem::take(&mut primary.records) {
@@ -582,14 +582,21 @@ proptest! {
                 if once.applier.pending_repairs() == 0 {
                     prop_assert_eq!(once.differences_in_flight(), [], "after {:?}", record.record());
                 }
-                all.push(record);
+                waiting.push(record);
             }
             if *crash {
                 once.crash();
                 once.rest();
+                // This one stays behind, and reads from a primary that is ahead of it.
+                for record in waiting.drain(..waiting.len() / 2) {
+                    late.apply(&record);
+                }
+                late.applier.repair_pending(Rest::Busy).expect("repaired");
+                late.applier.settle(Rest::Busy, 5).expect("settled");
+                late.crash();
             }
         }
-        late.apply_all(&all);
+        late.apply_all(&waiting);
         for mirror in [&mut once, &mut twice, &mut late] {
             mirror.rest();
             prop_assert_eq!(mirror.differences(), []);
