@@ -15,8 +15,9 @@ use serde_json::json;
 use super::*;
 use crate::client::Asked;
 use crate::control::{Answer, Purpose, Question};
+use crate::cursor;
 use crate::ring_file::RING_BYTES_MIN;
-use crate::set::{IDENTITY_DIR, SetError, Settings, StateDir};
+use crate::set::{IDENTITY_DIR, MirrorSettings, SetError, Settings, StateDir};
 use crate::status::{MirrorStatus, SetStatus};
 
 /// A set with two mirrors in a temporary directory.

@@ -149,7 +149,7 @@ impl Worker {
                 rebuild.resync.dirty_pass(&mut rebuild.site.applier)?;
                 continue;
             }
-            rebuild.site.applier.settle(Rest::Busy, usize::MAX)?;
+            rebuild.site.applier.settle(Rest::Busy, usize::MAX, || true)?;
             self.look_up(rebuild)?;
             if let Some(unreadable) = self.last_pass(rebuild)? {
                 return Ok(unreadable);
