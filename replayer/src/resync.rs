@@ -221,7 +221,7 @@ impl Resync {
         }
         applier.check_bindings()?;
         applier.repair_pending(Rest::AtRest)?;
-        applier.settle(Rest::AtRest, usize::MAX)?;
+        applier.settle(Rest::AtRest, usize::MAX, || true)?;
         Ok(std::mem::take(&mut self.leveling.unreadable))
     }
 

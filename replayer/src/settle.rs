@@ -33,21 +33,32 @@ impl Applier {
     /// Settles up to `objects_max` touched objects and returns how many are left. At rest, modes and owners that the
     /// kernel changed by itself (set-user-ID bits at a write) are settled as well.
     ///
+    /// Objects that are known by their path alone wait for rest: ahead of the records, the primary may have another
+    /// one there. `still_rests` is asked at the end; if the primary went on meanwhile, all of them stay touched.
+    ///
     /// # Errors
     /// [`ReplayError`]; what was not reached stays touched.
-    pub fn settle(&mut self, rest: Rest, objects_max: usize) -> Result<usize, ReplayError> {
+    pub fn settle(
+        &mut self,
+        rest: Rest,
+        objects_max: usize,
+        still_rests: impl FnOnce() -> bool,
+    ) -> Result<usize, ReplayError> {
         self.primary.forget(b"");
         if rest == Rest::AtRest {
             self.ledger.caught_up();
         }
+        let paths_max = if rest == Rest::AtRest { objects_max } else { 0 };
         let mut paths: Vec<Vec<u8>> =
-            self.ledger.touched_paths().iter().take(objects_max).map(|(path, ())| path.to_vec()).collect();
+            self.ledger.touched_paths().iter().take(paths_max).map(|(path, ())| path.to_vec()).collect();
         let left = objects_max.saturating_sub(paths.len());
         let mut files: Vec<FileId> = self.ledger.bindings.touched().take(left).collect();
         let mut result = Ok(());
         retain_until_error(&mut paths, &mut result, |path| self.settle_path(path, None, rest));
         retain_until_error(&mut files, &mut result, |file| self.settle_file(*file, rest));
-        self.ledger.settled(&files, &paths);
+        if rest == Rest::Busy || still_rests() {
+            self.ledger.settled(&files, &paths);
+        }
         self.ledger.flush()?;
         result?;
         Ok(self.touched())

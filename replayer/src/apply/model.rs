@@ -416,7 +416,7 @@ impl Mirror {
     /// Repairs and settles what is left to.
     pub fn rest(&mut self) {
         assert_eq!(self.applier.repair_pending(Rest::AtRest).expect("repaired"), 0);
-        assert_eq!(self.applier.settle(Rest::AtRest, usize::MAX).expect("settled"), 0);
+        assert_eq!(self.applier.settle(Rest::AtRest, usize::MAX, || true).expect("settled"), 0);
     }
 
     pub fn differences(&mut self) -> Vec<Difference> {

@@ -592,7 +592,7 @@ proptest! {
                     late.apply(&record);
                 }
                 late.applier.repair_pending(Rest::Busy).expect("repaired");
-                late.applier.settle(Rest::Busy, 5).expect("settled");
+                late.applier.settle(Rest::Busy, 5, || true).expect("settled");
                 late.crash();
             }
         }
