@@ -296,7 +296,7 @@ fn the_one_inline_system_call_is_the_only_other() {
     let trace = traced(&sandbox, &[("misc".to_owned(), folder.join("misc_c.sh"))]);
     let (ours, others) = audit(&trace, sandbox.primary().to_str().expect("a plain path"));
     assert_eq!(others.values().sum::<u64>(), 1, "{others:#?}");
-    assert!(ours >= 38, "only {ours} file-changing calls were traced");
+    assert!(ours >= 35, "only {ours} file-changing calls were traced");
 }
 
 #[test]

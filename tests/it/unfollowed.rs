@@ -140,6 +140,17 @@ fn a_program_of_another_user_is_named_or_followed() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// Whether a 64-bit ELF file asks for a dynamic linker.
+fn has_interpreter(elf: &[u8]) -> bool {
+    const PT_INTERP: u64 = 3;
+    let word = |at: u64, bytes: u64| {
+        let place = usize::try_from(at).unwrap_or(0)..usize::try_from(at + bytes).unwrap_or(0);
+        elf.get(place).unwrap_or_default().iter().rev().fold(0u64, |value, byte| (value << 8) | u64::from(*byte))
+    };
+    let (table, size, count) = (word(32, 8), word(54, 2), word(56, 2));
+    (0..count).any(|index| word(table + index * size, 4) == PT_INTERP)
+}
+
 #[test]
 fn busybox_is_named_and_repaired() {
     if !missing_programs("busybox").is_empty() {
@@ -147,8 +158,7 @@ fn busybox_is_named_and_repaired() {
     }
     // Debian has a static busybox and a dynamic one; only the static one is not followed.
     let busybox = std::env::split_paths(&program_path()).map(|path| path.join("busybox")).find(|path| path.exists());
-    let bytes = busybox.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
-    if bytes.windows(11).any(|window| window == b"ld-linux-x8") {
+    if busybox.is_some_and(|path| has_interpreter(&std::fs::read(path).unwrap_or_default())) {
         return skip("busybox", "it is linked dynamically: install busybox-static");
     }
     let sandbox = sandbox();
