@@ -206,10 +206,17 @@ fn mirror_status(ring: &Ring, ready: Place, mirror: &Mirror) -> MirrorStatus {
     // A mirror whose oldest record can't be looked at is at least as old as its trouble.
     let waited = || SystemTime::now().duration_since(facts.since).unwrap_or_default().as_secs_f64();
     let age = oldest.map_or_else(waited, |seconds| realtime_seconds().saturating_sub(u64::from(seconds)) as f64);
+    // The worker looks up from its records now and then; what the ring holds is asked here and now.
+    let is_level = mirror.has_settled(ring.claims().end()) && facts.pending_repairs == 0;
+    let state = match facts.state {
+        MirrorState::Current | MirrorState::CatchingUp if whole && is_level => MirrorState::Current,
+        MirrorState::Current => MirrorState::CatchingUp,
+        state => state,
+    };
     MirrorStatus {
         name: mirror.settings.name.clone(),
         spec: mirror.settings.spec.clone(),
-        state: facts.state,
+        state,
         complete: whole && facts.incomplete_since == 0 && facts.unreadable == 0,
         pending_repairs: facts.pending_repairs,
         applied_seq,
