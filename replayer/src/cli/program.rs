@@ -42,9 +42,14 @@ pub fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, ProgramErr
     if program.is_empty() {
         return Err(not_found("its name is empty"));
     }
+    let with_interpreter = |path: PathBuf| match missing_interpreter(&path) {
+        // execve(2) answers as if the script itself were missing, which is hard to understand.
+        Some(interpreter) => Err(not_found(&format!("its interpreter {interpreter:?} does not exist"))),
+        None => Ok(path),
+    };
     if program.as_bytes().contains(&b'/') {
         return match executable(Path::new(program)) {
-            Ok(()) => Ok(PathBuf::from(program)),
+            Ok(()) => with_interpreter(PathBuf::from(program)),
             Err(error) if is_missing(&error) => Err(not_found(&error.to_string())),
             Err(source) => Err(ProgramError::CannotExecute { program: program.to_owned(), source }),
         };
@@ -56,7 +61,7 @@ pub fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, ProgramErr
         let dir = if dir.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(dir) };
         let candidate = Path::new(dir).join(program);
         match executable(&candidate) {
-            Ok(()) => return Ok(candidate),
+            Ok(()) => return with_interpreter(candidate),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some((candidate, error)),
             Err(_) => {}
         }
@@ -81,6 +86,21 @@ fn executable(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, flags)?)
 }
 
+/// The interpreter that the script at `path` names, if there is no such file.
+fn missing_interpreter(path: &Path) -> Option<PathBuf> {
+    let mut head = Vec::new();
+    File::open(path).ok()?.take(4096).read_to_end(&mut head).ok()?;
+    let interpreter = interpreter(&head)?;
+    interpreter.metadata().is_err_and(|error| is_missing(&error)).then(|| interpreter.to_path_buf())
+}
+
+/// The interpreter that a script's first line names.
+fn interpreter(head: &[u8]) -> Option<&Path> {
+    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let name = line.trim_ascii().split(u8::is_ascii_whitespace).next()?;
+    (!name.is_empty()).then(|| Path::new(OsStr::from_bytes(name)))
+}
+
 /// Says whether the library would load in the program at `path`, and if not, why.
 pub fn classify(path: &Path) -> Reason {
     classify_to_depth(path, 0)
@@ -98,12 +118,10 @@ fn classify_to_depth(path: &Path, depth: u32) -> Reason {
     if file.by_ref().take(4096).read_to_end(&mut head).is_err() {
         return Reason::None;
     }
-    if let Some(rest) = head.strip_prefix(b"#!")
+    if let Some(interpreter) = interpreter(&head)
         && depth < INTERPRETERS_MAX
     {
-        let line = rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next().unwrap_or_default();
-        return classify_to_depth(Path::new(OsStr::from_bytes(interpreter)), depth + 1);
+        return classify_to_depth(interpreter, depth + 1);
     }
     if !head.starts_with(b"\x7fELF") {
         // execvp(3) gives it to /bin/sh.
@@ -197,6 +215,9 @@ mod tests {
             let error = find(missing.as_ref(), Some(path.as_ref())).expect_err(missing);
             assert!(matches!(error, ProgramError::NotFound { .. }), "{error}");
         }
+        let script = file(&dir, "orphan", b"#!/no/such/interpreter\n", 0o755);
+        let error = find(script.as_ref(), None).expect_err("no interpreter").to_string();
+        assert!(error.contains("/no/such/interpreter"), "{error}");
         let below_file = tool.join("x");
         assert!(matches!(find(below_file.as_ref(), None), Err(ProgramError::NotFound { .. })));
         assert!(matches!(find(dir.path().as_ref(), None), Err(ProgramError::CannotExecute { .. })));

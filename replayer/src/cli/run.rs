@@ -37,16 +37,16 @@ use std::time::Duration;
 )]
 pub struct Run {
     /// Directory that the program changes
-    #[arg(long, value_name = "DIR", env = "LOCKSTEP_PRIMARY")]
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_PRIMARY", hide_env = true)]
     primary: Option<PathBuf>,
     /// Directory to keep equal to it; may be given several times
     #[arg(long, value_name = "SPEC")]
     mirror: Vec<OsString>,
     /// Return when the program ends, without waiting for the mirrors
-    #[arg(long)]
+    #[arg(long, env = "LOCKSTEP_NO_WAIT", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     no_wait: bool,
     /// Refuse to start a program that cannot be followed
-    #[arg(long)]
+    #[arg(long, env = "LOCKSTEP_STRICT", hide_env = true, value_parser = clap::builder::FalseyValueParser::new())]
     strict: bool,
     /// Take over mirrors that are not empty: keep what is equal, overwrite or delete the rest
     #[arg(long)]
@@ -192,12 +192,16 @@ fn owner_policy(word: &str) -> anyhow::Result<OwnerPolicy> {
     })
 }
 
-/// Our library first: ours must see what the others do.
+/// Our library first: ours must see what the others do. One that is there by hand would be loaded twice.
 fn preload(library: &Path) -> OsString {
     let mut value = library.as_os_str().to_owned();
-    if let Some(before) = std::env::var_os("LD_PRELOAD").filter(|before| !before.is_empty()) {
+    let before = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+    let separates = |byte: &u8| matches!(byte, b':' | b' ');
+    let others: Vec<_> =
+        before.as_bytes().split(separates).filter(|it| !it.is_empty() && !library::is_ours(it)).collect();
+    for other in others {
         value.push(":");
-        value.push(before);
+        value.push(OsStr::from_bytes(other));
     }
     value
 }

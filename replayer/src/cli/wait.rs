@@ -21,7 +21,7 @@ pub struct Wait {
     #[arg(long, value_name = "N")]
     seq: Option<u64>,
     /// Give up after S seconds, with exit status 1
-    #[arg(long, value_name = "S", value_parser = seconds)]
+    #[arg(long, value_name = "S", value_parser = seconds, env = "LOCKSTEP_TIMEOUT", hide_env = true)]
     timeout: Option<Duration>,
 }
 
@@ -42,14 +42,19 @@ impl Wait {
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut sets = select::sets(global)?;
         if let Some(which) = &self.mirror {
+            if let [set] = sets.as_slice() {
+                select::mirror(set, which)?;
+            }
             sets.retain(|set| set.mirror(which).is_some());
+            if sets.is_empty() {
+                bail!("no set has a mirror {which:?}\n`lockstep mirror list` lists those there are");
+            }
             if sets.len() > 1 {
                 bail!("several sets have a mirror {which:?}\nsay which: --set NAME");
             }
         }
         if sets.is_empty() {
-            let set = select::one_set(global)?;
-            select::mirror(&set, self.mirror.as_deref().unwrap_or_default())?;
+            select::one_set(global)?;
         }
         if self.seq.is_some() && sets.len() > 1 {
             // A sequence number means something in one set only.
