@@ -47,6 +47,7 @@ struct Cli {
 
 /// Options that every command takes.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Configuration file [default: lockstep/config.toml in XDG_CONFIG_HOME or ~/.config]
     #[arg(long, global = true, value_name = "FILE", env = "LOCKSTEP_CONFIG", hide_env = true)]
