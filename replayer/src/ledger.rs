@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use journal::record::FileId;
@@ -101,8 +102,14 @@ impl Ledger {
     pub fn open(path: &Path) -> Result<Self, ReplayError> {
         let failed = |operation| move |source| ReplayError::Ledger { operation, path: path.to_path_buf(), source };
         let mut options = File::options();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).open(path).map_err(failed("open"))?;
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed("open"))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed("read"))?;
         let mut ledger = Self {
@@ -350,11 +357,13 @@ impl Ledger {
         let bytes = self.snapshot();
         let new = self.path.with_extension("new");
         let replaced =
-            File::options().read(true).write(true).create(true).truncate(true).open(&new).and_then(|mut file| {
-                file.write_all(&bytes)?;
-                std::fs::rename(&new, &self.path)?;
-                Ok::<File, io::Error>(file)
-            });
+            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&new).and_then(
+                |mut file| {
+                    file.write_all(&bytes)?;
+                    std::fs::rename(&new, &self.path)?;
+                    Ok::<File, io::Error>(file)
+                },
+            );
         let failed = |source| ReplayError::Ledger { operation: "rewrite", path: self.path.clone(), source };
         self.file = replaced.map_err(failed)?;
         self.file_bytes = bytes.len() as u64;
