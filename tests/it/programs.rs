@@ -21,7 +21,7 @@ struct Program {
     deaths: Deaths,
 }
 
-/// Whether a process is killed in the middle of a change, which is repaired.
+/// Whether a process is killed in the middle of a change, or jumps out of it, which is repaired.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Deaths {
     None,
@@ -47,7 +47,7 @@ const SIZES: Program = Program { deaths: Deaths::InTheMiddle, ..program("sizes",
 const OUTSIDE: Program = Program { arguments: &["{outside}"], ..program("outside", Tree::Same, 30) };
 const DESCRIPTORS: Program = program("descriptors", Tree::Same, 30);
 const PROCESSES: Program = Program { deaths: Deaths::InTheMiddle, ..program("processes", Tree::Varies, 50) };
-const THREADS: Program = program("threads", Tree::Varies, 8000);
+const THREADS: Program = Program { deaths: Deaths::InTheMiddle, ..program("threads", Tree::Varies, 8000) };
 const LOADING: Program = program("loading", Tree::Same, 20);
 const SCRIBBLE: Program = program("scribble", Tree::Same, 8000);
 const VANISHING: Program = program("vanishing", Tree::Same, 1000);
