@@ -15,10 +15,11 @@ use journal::layout::{Layout, PRIMARY_BYTES};
 use journal::ring::AttachError;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Default size of a ring's data area. Three sets fit into the 64 MB that containers give to /dev/shm.
@@ -28,6 +29,8 @@ pub const RING_BYTES_MIN: u64 = 1 << 20;
 /// Largest: what 32-bit cell numbers and positions modulo 2^36 leave ample room for.
 pub const RING_BYTES_MAX: u64 = 16 << 30;
 
+/// Where the path of the primary stands, see [`Layout`].
+const PRIMARY_AT: usize = Layout::new(1).primary;
 const SHARED_MEMORY: &str = "/dev/shm";
 /// What a ring must leave free in /dev/shm, which other programs need too.
 const SHARED_MEMORY_RESERVE_BYTES: u64 = 1 << 20;
@@ -243,6 +246,10 @@ fn make(set: &Set) -> Result<RingFile, RingError> {
         std::os::unix::fs::symlink(&path, &new)
             .and_then(|()| std::fs::rename(&new, &link))
             .map_err(|source| RingError::Io { what: "link the ring as", path: link, source })?;
+        // Without it the ring works as well; it is only never swept up.
+        if let Err(error) = Note::of(set.dir()).and_then(|note| note.write(&file, primary)) {
+            log::debug!("cannot note in {path:?} whose it is: {error}");
+        }
         Ok(ring)
     };
     made().inspect_err(|_| {
@@ -257,9 +264,9 @@ fn reserve(set: &Set, bytes: u64) -> Result<(PathBuf, File), RingError> {
     let mut whole = set.state_dir().as_os_str().as_bytes().to_vec();
     whole.push(0);
     whole.extend_from_slice(set.name().as_bytes());
-    let of_set = format!("lockstep-{owner}-{:016x}-", fnv1a(&whole));
-    sweep(&of_set);
-    let name = format!("{of_set}{:08x}-{boot}", random() as u32);
+    let of_user = format!("lockstep-{owner}-");
+    sweep(&of_user);
+    let name = format!("{of_user}{:016x}-{:08x}-{boot}", fnv1a(&whole), random() as u32);
     let places = [(Path::new(SHARED_MEMORY), SHARED_MEMORY_RESERVE_BYTES), (set.dir(), 0)];
     let mut last = io::Error::from(io::ErrorKind::StorageFull);
     for (dir, spare) in places {
@@ -289,16 +296,70 @@ fn reserve(set: &Set, bytes: u64) -> Result<(PathBuf, File), RingError> {
     Err(RingError::NoRoom { bytes, dir: set.dir().to_path_buf(), source: last })
 }
 
-/// Removes rings that an earlier set of this name and state directory has left in /dev/shm, unless they are in use: a
-/// state directory can be deleted by hand, and its rings lie elsewhere.
+/// Whose ring a file is. It stands behind the path of the primary, in the space that the path leaves.
+///
+/// Rings in /dev/shm outlive a state directory that is deleted by hand. A later command removes them, but only where it
+/// can tell that nobody needs them: /dev/shm may be shared with containers whose files and processes are not seen here.
+#[derive(PartialEq, Eq, Debug)]
+struct Note {
+    /// Namespaces of mounts and processes, as /proc names them.
+    namespaces: Vec<u8>,
+    /// Directory of the set.
+    set_dir: PathBuf,
+}
+
+impl Note {
+    fn of(set_dir: &Path) -> io::Result<Self> {
+        let mut namespaces = std::fs::read_link("/proc/self/ns/mnt")?.into_os_string().into_encoded_bytes();
+        namespaces.extend_from_slice(std::fs::read_link("/proc/self/ns/pid")?.as_os_str().as_bytes());
+        Ok(Self { namespaces, set_dir: set_dir.to_path_buf() })
+    }
+
+    /// Written last, when the set leads to the ring: a file without a note may be one that is being made.
+    fn write(&self, file: &File, primary: &Path) -> io::Result<()> {
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(&self.namespaces);
+        bytes.push(0);
+        bytes.extend_from_slice(self.set_dir.as_os_str().as_bytes());
+        bytes.push(0);
+        let used = primary.as_os_str().len();
+        if used + bytes.len() <= PRIMARY_BYTES {
+            file.write_all_at(&bytes, (PRIMARY_AT + size_of::<u64>() + used) as u64)?;
+        }
+        Ok(())
+    }
+
+    fn read(file: &File) -> Option<Self> {
+        let mut page = [0; size_of::<u64>() + PRIMARY_BYTES];
+        file.read_exact_at(&mut page, PRIMARY_AT as u64).ok()?;
+        let (used, path) = page.split_first_chunk::<8>()?;
+        let rest = path.get(usize::try_from(u64::from_ne_bytes(*used)).ok()?..)?;
+        let mut fields = rest.strip_prefix(&[0])?.split(|byte| *byte == 0);
+        let namespaces = fields.next().filter(|field| !field.is_empty())?.to_vec();
+        let set_dir = fields.next().filter(|field| !field.is_empty())?;
+        Some(Self { namespaces, set_dir: PathBuf::from(OsStr::from_bytes(set_dir)) })
+    }
+}
+
+/// Removes our rings in /dev/shm whose set is gone or has another, unless they are in use.
 fn sweep(prefix: &str) {
+    let Ok(here) = Note::of(Path::new("/")) else { return };
     let entries = std::fs::read_dir(SHARED_MEMORY).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(prefix.as_bytes())) {
-        if !is_mapped(&entry.path()) {
-            // Nobody needs it; whoever removes it first is as good as another.
-            let _ = std::fs::remove_file(entry.path());
+        let path = entry.path();
+        let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
+        let Some(note) = opened.ok().and_then(|file| Note::read(&file)) else { continue };
+        let is_left = note.namespaces == here.namespaces
+            && std::fs::read_link(note.set_dir.join("ring")).map_or_else(is_missing, |target| target != path);
+        if is_left && !is_mapped(&path) {
+            // Whoever removes it first is as good as another.
+            let _ = std::fs::remove_file(&path);
         }
     }
+}
+
+fn is_missing(error: io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Reserves space where fallocate(2) can't: every byte is written.
@@ -416,6 +477,27 @@ mod tests {
         let new = RingFile::open_or_make(&set).expect("made anew");
         assert_eq!(new.header().newest_seq.load(Ordering::SeqCst), 0);
         remove_ring(&set).expect("removed");
+    }
+
+    #[test]
+    fn a_ring_whose_set_is_gone_is_swept_up_unless_it_is_in_use() {
+        let prefix = format!("lockstep-{}-", rustix::process::geteuid().as_raw());
+        let (dir, set) = fixture();
+        let ring = RingFile::open_or_make(&set).expect("made");
+        let path = target(&set).expect("readable").expect("there");
+        if !path.starts_with(SHARED_MEMORY) {
+            return;
+        }
+        let note = Note::read(&File::open(&path).expect("ours")).expect("written");
+        assert_eq!(note, Note::of(set.dir()).expect("readable"));
+        sweep(&prefix);
+        assert!(path.exists(), "its set is there");
+        drop(dir);
+        sweep(&prefix);
+        assert!(path.exists(), "it is in use");
+        drop(ring);
+        sweep(&prefix);
+        assert!(!path.exists());
     }
 
     #[test]
