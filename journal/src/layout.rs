@@ -19,7 +19,7 @@ pub const STRIPES: usize = 2048;
 /// Processes that can be known at the same time.
 pub const PROCESSES: usize = 4096;
 /// Shared writable mappings that can be known at the same time.
-pub const MAPPINGS: usize = 2048;
+pub const MAPPINGS: usize = 4096;
 /// Asynchronous writes that can be in flight at the same time.
 pub const MARKS: usize = 4096;
 /// Mirrors of a set.

@@ -40,6 +40,8 @@ const FLUSH_MAX: Duration = Duration::from_secs(10);
 const PAGES_AT_ONCE: u64 = 1024;
 /// Ranges that can't be tracked are compared each second up to this size; of larger ones as much a second.
 const COMPARED_BYTES: u64 = 64 << 20;
+/// A range that is compared for the first time is recorded with what it holds up to this size.
+const NEW_BYTES_MAX: u64 = 16 << 20;
 /// Larger ranges whose end in the file isn't known are not scanned: the kernel would note every page of them.
 const SCANNED_BYTES_MAX: u64 = 1 << 30;
 
@@ -313,7 +315,8 @@ impl Looker<'_> {
         let file = area.and_then(|area| open(&area.path, range.file));
         let size = file.as_ref().and_then(|file| file.metadata().ok()).map(|data| data.len());
         // Beyond the end of the file there is nothing to find.
-        let bytes = size.map_or(range.bytes, |size| range.bytes.min(size.saturating_sub(range.offset).next_multiple_of(4096)));
+        let bytes =
+            size.map_or(range.bytes, |size| range.bytes.min(size.saturating_sub(range.offset).next_multiple_of(4096)));
         if let (MappingState::Tracked, Seen::Areas(_, Some(pagemap))) = (view.state, process)
             && (file.is_some() || bytes <= SCANNED_BYTES_MAX)
             && self.record_written(view, pagemap, file.as_ref(), bytes)
@@ -375,7 +378,8 @@ impl Looker<'_> {
             match crate::content::read_at(opened, &mut buffer[..wanted], at) {
                 Ok(0) => break,
                 Ok(read) => {
-                    let header = Header { b: read as u64, data_bytes: read as u32, ..self.header(Kind::Write, file, at, flags) };
+                    let header =
+                        Header { b: read as u64, data_bytes: read as u32, ..self.header(Kind::Write, file, at, flags) };
                     self.ring.append(self.me, &header, &buffer[..read]);
                     at += read as u64;
                 }
@@ -417,6 +421,8 @@ impl Looker<'_> {
         let range = view.range;
         let block = DATA_BYTES_MAX as u64;
         let count = bytes.div_ceil(block) as usize;
+        // Much of it at once is better read again by the mirrors, which write only what differs.
+        let is_all_new = blocks.is_empty() && bytes > NEW_BYTES_MAX;
         // What is new has no hash: what it held when it was mapped is in the mirrors, or on its way, but stores may
         // have been made since.
         blocks.resize(count, None);
@@ -434,7 +440,7 @@ impl Looker<'_> {
                         let mut hasher = DefaultHasher::new();
                         hasher.write(&buffer[..read]);
                         let hash = Some(hasher.finish());
-                        if *known != hash && read > 0 {
+                        if *known != hash && read > 0 && !is_all_new {
                             let header = this.header(Kind::Write, range.file, offset, range.flags);
                             let header = Header { b: read as u64, data_bytes: read as u32, ..header };
                             this.ring.append(this.me, &header, &buffer[..read]);
@@ -449,6 +455,9 @@ impl Looker<'_> {
             if !live {
                 return;
             }
+        }
+        if is_all_new {
+            self.under_lock(range.file, |this| this.reread(range.file, range.offset, bytes, range.flags));
         }
     }
 

@@ -49,6 +49,11 @@ pub fn page_bytes() -> usize {
     }
 }
 
+/// False when it is known that the kernel won't tell.
+pub fn is_possible() -> bool {
+    !IMPOSSIBLE.load(Ordering::Relaxed)
+}
+
 /// Has the stores to a mapping tracked from now on, those to its first `armed` bytes exactly, and announces entry
 /// `index` to the replayer. False when stores must be found by comparing.
 pub fn track(index: u16, turn: u32, address: usize, bytes: usize, armed: usize) -> bool {

@@ -72,7 +72,8 @@ static MARKED: AtomicUsize = AtomicUsize::new(0);
 /// io_submit(2).
 pub fn io_submit(context: u64, number: isize, blocks: *const *const u8) -> isize {
     // SAFETY: the program's own call, for some of its blocks.
-    let call = |blocks: *const *const u8, number: isize| unsafe { syscall!(libc::SYS_io_submit, context, number, blocks) };
+    let call =
+        |blocks: *const *const u8, number: isize| unsafe { syscall!(libc::SYS_io_submit, context, number, blocks) };
     let Some(ring) = state::ring().filter(|_| number > 0) else { return call(blocks, number) };
     let number = number as usize;
     let mut done = 0;

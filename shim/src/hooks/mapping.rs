@@ -278,24 +278,43 @@ pub fn record_all() {
     }
 }
 
-/// The process ends by its own will, and only this thread is left to store anything: what is recorded now is all there
-/// is, and nothing has to be read again.
+/// The process ends by its own will.
 pub fn end() {
-    // A child that borrows its parent's memory leaves it as it is.
-    if !any() || mapped::is_mine() && state::is_borrowed_memory() {
-        return;
+    if any() {
+        record_last();
+    }
+}
+
+/// The process is about to run another program, in place of all that it has mapped. What comes back is for
+/// [`exec_failed`].
+pub fn before_exec() -> bool {
+    any() && record_last()
+}
+
+/// It was not: what is mapped is entered again.
+pub fn exec_failed(taken_out: bool) {
+    if taken_out && let Some((ring, table)) = mine() {
+        inherit(ring, table, Since::Now);
+    }
+}
+
+/// Records what was stored so far. If only this thread is left to store anything, and the kernel has told of every
+/// store, that is all there is: the entries are taken out of the ring's table, so that nobody reads the files again.
+fn record_last() -> bool {
+    if mapped::is_mine() && state::is_borrowed_memory() {
+        // A child that borrows its parent's memory leaves it as it is.
+        return false;
     }
     record_all();
-    let Some((ring, table)) = mine() else { return };
-    if is_last_thread() {
+    let Some((ring, table)) = mine() else { return false };
+    let told = |mapped: Mapped| matches!(mapped.state, MappingState::Tracked | MappingState::Readable);
+    let complete = is_last_thread() && table.all().all(told);
+    if complete {
         for mapped in table.all() {
-            under_lock(ring, table, &mapped, |_, mapped| {
-                if matches!(mapped.state, MappingState::Tracked | MappingState::Readable) {
-                    table.leave(ring, &mapped);
-                }
-            });
+            under_lock(ring, table, &mapped, |_, mapped| ring.release_mapping(mapped.index, mapped.turn));
         }
     }
+    complete
 }
 
 /// True when the process has one thread: a directory has a link from each below it, and two of its own.
@@ -406,7 +425,16 @@ fn record_where(choose: impl Fn(&Mapped) -> Option<(usize, usize)>) {
                         record_unknown(operation, &mapped, mapped.start(), mapped.end());
                     }
                 }
-                MappingState::Writable => record_unknown(operation, &mapped, start, end),
+                MappingState::Writable if !tracking::is_possible() => record_unknown(operation, &mapped, start, end),
+                MappingState::Writable => {
+                    // What has kept the kernel from telling may have passed.
+                    let mut mapped = mapped;
+                    let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
+                    watch(ring, table, &mut mapped, size);
+                    let all = (mapped.start(), mapped.end());
+                    let (start, end) = if mapped.state == MappingState::Tracked { all } else { (start, end) };
+                    record_unknown(operation, &mapped, start, end);
+                }
             }
         });
     }

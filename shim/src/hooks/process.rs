@@ -237,12 +237,11 @@ unsafe fn guarded(
         Reason::None | Reason::Static | Reason::Privileged | Reason::User | Reason::Silent => Library::Wanted,
         Reason::OtherLibc | Reason::OtherArchitecture | Reason::Unreachable => Library::Unwanted,
     };
-    if !state::is_borrowed_memory() {
-        mapping::record_all();
-    }
+    let taken_out = mapping::before_exec();
     // SAFETY: the caller's promise.
     let result = unsafe { with_environment(environment, library, call) };
     if is_error(result) {
+        mapping::exec_failed(taken_out);
         attach(ring);
     }
     result
