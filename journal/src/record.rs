@@ -56,7 +56,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Data of `file`: at offset `a`, the data bytes.
+    /// Data of `file`: at offset `a`, the data bytes. In the intent of an append, whose place only the outcome tells, `a`
+    /// is `u64::MAX`.
     Write = 1,
     /// Size of `file` becomes `a`.
     Truncate = 2,

@@ -25,6 +25,8 @@ pub fn apply(applier: &mut Applier, replayer: &Replayer, record: &Record<'_>) ->
 pub fn rereads<'a>(record: &Record<'a>, renamed: impl FnOnce() -> bool) -> [Option<Record<'a>>; 3] {
     let a = record.header.a;
     match record.kind {
+        // An append, whose place only its outcome tells.
+        Kind::Write if a == u64::MAX => [Some(contents(record, 0, u64::MAX)), None, None],
         Kind::Write => [Some(contents(record, a, record.data.len() as u64)), None, None],
         Kind::Truncate | Kind::Allocate => [Some(contents(record, a, u64::MAX)), None, None],
         Kind::Attributes | Kind::SetXattr | Kind::RemoveXattr | Kind::Flags => {
@@ -92,6 +94,10 @@ mod tests {
         let record = Record::parse(header, b"bytes").expect("well formed");
         let again = rereads(&record, || unreachable!("no rename"))[0].expect("one record");
         assert_eq!((again.kind, again.header.ino, again.header.a, again.header.b), (Kind::Reread, 7, 100, 5));
+        let header = Header { a: u64::MAX, ..header };
+        let record = Record::parse(header, b"bytes").expect("well formed");
+        let again = rereads(&record, || unreachable!("no rename"))[0].expect("one record");
+        assert_eq!((again.header.a, again.header.b), (0, u64::MAX), "an append may be anywhere");
         for kind in Kind::ALL {
             let header = Header { kind: *kind as u8, ..header };
             rereads(&Record { kind: *kind, header, path1: b"p", path2: b"q", data: b"" }, || false);

@@ -255,7 +255,8 @@ fn record_piece(
     };
     let draft = Draft {
         file: target.file,
-        a: before as u64,
+        // Where an append will land is not known before the call.
+        a: if appends { u64::MAX } else { before as u64 },
         b: wanted as u64,
         flags: target.record_flags(),
         ..Draft::new(Kind::Write)
