@@ -28,7 +28,7 @@ use crate::paths;
 use crate::repair::PathRepair;
 use crate::tree::{self, Tree};
 
-pub use attributes::OwnerPolicy;
+pub use attributes::{FLAGS, OwnerPolicy};
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

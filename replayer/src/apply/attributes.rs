@@ -23,7 +23,7 @@ pub enum OwnerPolicy {
 }
 
 /// Flags that chattr(1) sets and that have a meaning on every file system that knows them.
-const FLAGS: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x1_0000 | 0x2_0000 | 0x80_0000;
+pub const FLAGS: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x1_0000 | 0x2_0000 | 0x80_0000;
 
 impl Applier {
     pub(super) fn attributes(&mut self, record: &Record) -> Result<Applied, ReplayError> {
@@ -215,7 +215,7 @@ impl Applier {
         result.map_err(in_mirror("set the times of", path))
     }
 
-    fn touch_target(&mut self, path: &[u8]) {
+    pub(super) fn touch_target(&mut self, path: &[u8]) {
         match self.ledger.bindings.file(path) {
             Some(file) => self.ledger.touch(file),
             None => self.ledger.touch_path(path),

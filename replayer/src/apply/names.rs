@@ -244,7 +244,7 @@ impl Applier {
         for path in [old, new] {
             self.touch_parent(path);
         }
-        self.ledger.touch_path(new);
+        self.touch_target(new);
         if flags.intersects(RenameFlags::EXCHANGE | RenameFlags::WHITEOUT) {
             self.ledger.touch_path(old);
         }
@@ -291,16 +291,17 @@ impl Applier {
 
     fn rename_plainly(&mut self, record: &Record, leaves_whiteout: bool) -> Result<Applied, ReplayError> {
         let (old, new) = (record.path1, record.path2);
+        let kind = FileType::from_raw_mode(record.header.b as u32);
         if leaves_whiteout && let Some(applied) = self.whiteout_again(record)? {
             return Ok(applied);
         }
-        let mut result = self.rename_in_mirror(old, new, RenameFlags::empty());
+        let mut result = self.rename_in_mirror(kind, old, new, RenameFlags::empty());
         if matches!(result, Err(Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::NOTDIR))
             && self.look(old)?.is_some()
             && self.look(new)?.is_some()
         {
             self.discard(new)?;
-            result = self.rename_in_mirror(old, new, RenameFlags::empty());
+            result = self.rename_in_mirror(kind, old, new, RenameFlags::empty());
         }
         let applied = match result {
             Ok(()) => {
@@ -337,9 +338,17 @@ impl Applier {
         if is_there { Ok(Applied::Done) } else { self.missing(new) }
     }
 
-    fn rename_in_mirror(&mut self, old: &[u8], new: &[u8], flags: RenameFlags) -> rustix::io::Result<()> {
+    fn rename_in_mirror(
+        &mut self,
+        kind: FileType,
+        old: &[u8],
+        new: &[u8],
+        flags: RenameFlags,
+    ) -> rustix::io::Result<()> {
         // A directory that moves to another one is changed itself, because of its `..`.
         let directories = [paths::parent(old), paths::parent(new), old];
+        // An exchange moves two objects.
+        let is_directory_moved = !flags.is_empty() || kind != FileType::RegularFile;
         let result = self.mirror.with_access(&directories, |mirror| {
             let (from, old) = mirror.place(old)?;
             let (to, new) = mirror.place(new)?;
@@ -349,8 +358,10 @@ impl Applier {
                 rustix::fs::renameat_with(&from, old, &to, new, flags)
             }
         });
-        self.mirror.forget(old);
-        self.mirror.forget(new);
+        if is_directory_moved {
+            self.mirror.forget(old);
+            self.mirror.forget(new);
+        }
         result
     }
 
@@ -371,7 +382,7 @@ impl Applier {
         if before.is_none_or(|ino| ino == at_a.st_ino) {
             self.ledger.enter(Entry::Intent(seq, at_a.st_ino));
             self.ledger.flush()?;
-            match self.rename_in_mirror(a, b, RenameFlags::EXCHANGE) {
+            match self.rename_in_mirror(FileType::Unknown, a, b, RenameFlags::EXCHANGE) {
                 Ok(()) => {}
                 Err(errno) if is_refusal(errno) => self.exchange_in_steps(a, b)?,
                 Err(errno) => return Err(in_mirror("exchange", a)(errno)),
@@ -386,7 +397,8 @@ impl Applier {
         self.make_hidden_directory()?;
         let aside = paths::join(UNNAMED, b"exchanged");
         for (from, to) in [(a, &aside[..]), (b, a), (&aside, b)] {
-            self.rename_in_mirror(from, to, RenameFlags::empty()).map_err(in_mirror("exchange", from))?;
+            self.rename_in_mirror(FileType::Unknown, from, to, RenameFlags::empty())
+                .map_err(in_mirror("exchange", from))?;
         }
         Ok(())
     }

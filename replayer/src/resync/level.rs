@@ -7,10 +7,10 @@ use std::collections::{HashMap, HashSet};
 
 use journal::record::FileId;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::apply::Applier;
+use crate::apply::{Applier, FLAGS};
 use crate::content::Size;
 use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
 use crate::ledger::Entry;
@@ -67,6 +67,7 @@ struct Copying {
     stat: Stat,
     done: u64,
     is_new: bool,
+    flags: Option<u32>,
 }
 
 /// A walk over a tree, one object at a time.
@@ -123,7 +124,7 @@ impl Walk {
     pub fn advance(&mut self, applier: &mut Applier, leveling: &mut Leveling) -> Result<bool, ReplayError> {
         if let Some(mut copying) = self.copying.take() {
             if applier.copy_stretch(&mut copying, leveling)? {
-                applier.level_attributes(&copying.path, &copying.stat, copying.is_new, leveling)?;
+                applier.level_attributes(&copying.path, &copying.stat, copying.is_new, copying.flags, leveling)?;
             } else {
                 self.copying = Some(copying);
             }
@@ -138,7 +139,7 @@ impl Walk {
         if let Some(frame) = self.frames.pop() {
             // Its times come last, because what was done below it changed them.
             match applier.primary.look(&frame.path) {
-                Ok(Some(stat)) => applier.level_attributes(&frame.path, &stat, false, leveling)?,
+                Ok(Some(stat)) => applier.level_directory_attributes(&frame.path, &stat, leveling)?,
                 Ok(None) | Err(Errno::ACCESS) => {}
                 Err(errno) => return Err(in_primary("stat", &frame.path)(errno)),
             }
@@ -191,7 +192,7 @@ impl Applier {
         if tree::file_type(&wanted) == FileType::Directory
             && self.look(path)?.is_some_and(|there| tree::file_type(&there) == FileType::Directory)
         {
-            return self.level_attributes(path, &wanted, false, leveling);
+            return self.level_directory_attributes(path, &wanted, leveling);
         }
         self.level_tree(path, leveling).map(drop)
     }
@@ -229,7 +230,7 @@ impl Applier {
                 self.level_one(&child, leveling)?;
             }
         }
-        self.level_attributes(path, &wanted, false, leveling)?;
+        self.level_directory_attributes(path, &wanted, leveling)?;
         Ok(true)
     }
 
@@ -242,7 +243,7 @@ impl Applier {
         let mut leveling = Leveling::default();
         for directory in directories {
             if let Leveled::Directory(stat) = self.level_object(directory, &mut leveling)? {
-                self.level_attributes(directory, &stat, false, &mut leveling)?;
+                self.level_directory_attributes(directory, &stat, &mut leveling)?;
             }
         }
         Ok(())
@@ -320,9 +321,13 @@ impl Applier {
         if is_new {
             self.ledger.touch_path(paths::parent(path));
         }
+        let mut flags = None;
         let is_there = match kind {
             FileType::RegularFile => match self.level_content(path, is_new, leveling)? {
-                Content::Equal => true,
+                Content::Equal(differing) => {
+                    flags = differing;
+                    true
+                }
                 Content::NotThere => false,
                 Content::Large(copying) => {
                     self.bind_found(path, &wanted, leveling);
@@ -334,7 +339,7 @@ impl Applier {
         };
         if is_there {
             self.bind_found(path, &wanted, leveling);
-            self.level_attributes(path, &wanted, is_new, leveling)?;
+            self.level_attributes(path, &wanted, is_new, flags, leveling)?;
         }
         Ok(Leveled::Done)
     }
@@ -473,12 +478,17 @@ impl Applier {
             self.mirror.open_to_write(path)
         };
         let mirror = mirror.map_err(in_mirror("open", path))?;
+        let flags = if self.limits.has(Limit::Flags) {
+            None
+        } else {
+            differing_flags(rustix::fs::ioctl_getflags(&primary).ok(), rustix::fs::ioctl_getflags(&mirror).ok())
+        };
         if stat.st_size as u64 > STRETCH_BYTES {
             let path = path.to_vec();
-            return Ok(Content::Large(Box::new(Copying { path, primary, mirror, stat, done: 0, is_new })));
+            return Ok(Content::Large(Box::new(Copying { path, primary, mirror, stat, done: 0, is_new, flags })));
         }
         leveling.bytes_written += self.buffers.equalize(&primary, &mirror, 0..u64::MAX, Size::Same, path)?;
-        Ok(Content::Equal)
+        Ok(Content::Equal(flags))
     }
 
     /// Compares one stretch of a large file; true when it was the last.
@@ -566,6 +576,7 @@ impl Applier {
         path: &[u8],
         wanted: &Stat,
         is_new: bool,
+        flags: Option<u32>,
         leveling: &mut Leveling,
     ) -> Result<(), ReplayError> {
         let Some(there) = self.look(path)? else { return Ok(()) };
@@ -580,16 +591,25 @@ impl Applier {
             self.set_mode(path, wanted.st_mode)?;
         }
         let mtime = tree::mtime_of(wanted);
-        let is_large = matches!(kind, FileType::RegularFile | FileType::Directory);
-        let flags = if is_large && !self.limits.has(Limit::Flags) { self.primary.flags(path) } else { None };
         if is_new || mtime != tree::mtime_of(&there) {
             let atime = is_new.then(|| tree::atime_of(wanted));
             self.set_times(path, atime, Some(mtime))?;
         }
         if let Some(flags) = flags {
-            self.set_flags(path, flags.bits())?;
+            self.set_flags(path, flags)?;
         }
         Ok(())
+    }
+
+    fn level_directory_attributes(
+        &mut self,
+        path: &[u8],
+        wanted: &Stat,
+        leveling: &mut Leveling,
+    ) -> Result<(), ReplayError> {
+        let is_possible = !self.limits.has(Limit::Flags);
+        let flags = if is_possible { differing_flags(self.primary.flags(path), self.mirror.flags(path)) } else { None };
+        self.level_attributes(path, wanted, false, flags, leveling)
     }
 
     fn level_xattrs(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
@@ -627,8 +647,16 @@ impl Applier {
     }
 }
 
+/// The primary's inode flags, if those that count are not the mirror's.
+fn differing_flags(ours: Option<IFlags>, theirs: Option<IFlags>) -> Option<u32> {
+    let ours = ours?.bits();
+    let theirs = theirs.map_or(0, |flags| flags.bits());
+    (ours & FLAGS != theirs & FLAGS).then_some(ours)
+}
+
 enum Content {
-    Equal,
+    /// With the inode flags that the mirror's file does not have yet.
+    Equal(Option<u32>),
     NotThere,
     Large(Box<Copying>),
 }
