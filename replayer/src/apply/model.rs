@@ -402,6 +402,23 @@ impl Mirror {
         self.applier = Applier::new(&self.primary, &self.path, &self.ledger, OwnerPolicy::Strict).expect("there");
     }
 
+    /// Applies a record, loses what the ledger learned from it, as if the replayer had been killed between the change and
+    /// the ledger, and applies it again.
+    pub fn apply_torn(&mut self, record: &Owned) {
+        let before = std::fs::metadata(&self.ledger).expect("there").len();
+        self.apply(record);
+        let parsed = record.record();
+        let exchanges = parsed.kind == Kind::Rename && parsed.header.a & u64::from(RenameFlags::EXCHANGE.bits()) != 0;
+        // The intent to exchange is written first: length, checksum, kind, two numbers.
+        let kept = if exchanges { before + 25 } else { before };
+        let ledger = File::options().write(true).open(&self.ledger).expect("there");
+        if ledger.metadata().expect("open").len() >= kept {
+            ledger.set_len(kept).expect("cut");
+        }
+        self.crash();
+        self.apply(record);
+    }
+
     pub fn apply(&mut self, record: &Owned) -> Applied {
         let applied = self.applier.apply(&record.record());
         applied.unwrap_or_else(|error| panic!("{error}\n{:?}", record.record()))

@@ -1,12 +1,13 @@
 //! What the applier, the ledger, settling, resync and verify do together, on real directories.
 
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use journal::record::{FileId, Header, Kind};
 use proptest::prelude::*;
-use rustix::fs::{FallocateFlags, FileType, RenameFlags};
+use rustix::fs::{FallocateFlags, FileType, IFlags, RenameFlags};
 
 use super::Applied;
 use super::model::{Mirror, On, Owned, Primary};
@@ -32,6 +33,11 @@ fn check(steps: impl FnOnce(&mut Primary)) {
         twice.apply(record);
     }
     twice.assert_equal();
+    let mut torn = Mirror::new(&primary, "torn");
+    for record in &records {
+        torn.apply_torn(record);
+    }
+    torn.assert_equal();
 }
 
 fn done(outcome: std::io::Result<()>) {
@@ -408,6 +414,44 @@ fn access_lists_arrive_and_are_compared() {
 }
 
 #[test]
+fn inode_flags_arrive_and_do_not_stand_in_the_way() {
+    let mut primary = Primary::new();
+    done(primary.create(1, b"f", 0o600));
+    done(primary.write(1, 0, b"x"));
+    let file = File::open(primary.path().join("f")).expect("there");
+    let Ok(before) = rustix::fs::ioctl_getflags(&file) else { return };
+    let mut mirror = Mirror::new(&primary, "m");
+    let locked = if rustix::process::geteuid().is_root() { IFlags::IMMUTABLE } else { IFlags::empty() };
+    for flags in [before | IFlags::NODUMP | locked, before | IFlags::NOATIME, before | locked] {
+        if rustix::fs::ioctl_setflags(&file, flags).is_err() {
+            break;
+        }
+        primary.push(Kind::Flags, Header { a: u64::from(flags.bits()), ..Header::default() }, b"f", b"", b"");
+        let records = std::mem::take(&mut primary.records);
+        mirror.apply_all(&records);
+        let copy = File::open(mirror.path(b"f")).expect("there");
+        let wanted = flags & IFlags::from_bits_retain(super::FLAGS);
+        let got = rustix::fs::ioctl_getflags(&copy).expect("as in the primary");
+        assert_eq!(got & IFlags::from_bits_retain(super::FLAGS), wanted);
+        mirror.applier.ledger.touch_path(b"f");
+        mirror.rest();
+    }
+    // A resync passes a flag that forbids it, and leaves it behind.
+    let mut resynced = Mirror::new(&primary, "r");
+    resync(&mut resynced);
+    std::fs::write(mirror.path(b"g"), "extra").expect("written");
+    let extra = File::open(mirror.path(b"g")).expect("there");
+    let _ = rustix::fs::ioctl_setflags(&extra, locked);
+    resync(&mut mirror);
+    for path in [primary.path().join("f"), mirror.path(b"f"), resynced.path(b"f")] {
+        let file = File::open(path).expect("there");
+        let _ = rustix::fs::ioctl_setflags(&file, before);
+    }
+    assert_eq!(mirror.differences(), []);
+    assert_eq!(resynced.differences(), []);
+}
+
+#[test]
 fn sparse_files_stay_sparse_in_a_resync() {
     let mut primary = Primary::new();
     done(primary.create(1, b"f", 0o600));
@@ -568,6 +612,7 @@ proptest! {
         let mut primary = Primary::new();
         let mut once = Mirror::new(&primary, "once");
         let mut twice = Mirror::new(&primary, "twice");
+        let mut torn = Mirror::new(&primary, "torn");
         let mut late = Mirror::new(&primary, "late");
         let mut waiting: Vec<Owned> = Vec::new();
         for (step, crash) in &steps {
@@ -579,6 +624,7 @@ proptest! {
                     twice.crash();
                 }
                 twice.apply(&record);
+                torn.apply_torn(&record);
                 if once.applier.pending_repairs() == 0 {
                     prop_assert_eq!(once.differences_in_flight(), [], "after {:?}", record.record());
                 }
@@ -597,7 +643,7 @@ proptest! {
             }
         }
         late.apply_all(&waiting);
-        for mirror in [&mut once, &mut twice, &mut late] {
+        for mirror in [&mut once, &mut twice, &mut torn, &mut late] {
             mirror.rest();
             prop_assert_eq!(mirror.differences(), []);
         }
