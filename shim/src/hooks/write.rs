@@ -19,6 +19,8 @@ use super::identify;
 const TRANSFER_BYTES_MAX: usize = 0x7fff_f000;
 /// Most parts of a scattered write (`UIO_MAXIOV`).
 const PARTS_MAX: usize = 1024;
+/// No program has memory up to here, on any machine that Linux runs on.
+const ADDRESS_MAX: usize = 1 << 56;
 const RWF_APPEND: i32 = 0x10;
 const RWF_NOAPPEND: i32 = 0x20;
 
@@ -36,7 +38,7 @@ enum Offset {
 pub fn write(fd: i32, buffer: *const u8, bytes: usize) -> isize {
     if let Some(ring) = state::ring() {
         match identify::descriptor(ring, fd) {
-            Verdict::File(file, flags) if bytes > 0 => {
+            Verdict::File(file, flags) if bytes > 0 && can_be_memory(buffer, bytes) => {
                 return record_one(ring, Target { fd, file, flags }, buffer, bytes, -1);
             }
             Verdict::Outside(flags) => {
@@ -59,6 +61,7 @@ pub fn pwrite(fd: i32, buffer: *const u8, bytes: usize, offset: i64) -> isize {
         && let Verdict::File(file, flags) = identify::descriptor(ring, fd)
         && bytes > 0
         && offset >= 0
+        && can_be_memory(buffer, bytes)
     {
         return record_one(ring, Target { fd, file, flags }, buffer, bytes, offset);
     }
@@ -128,7 +131,7 @@ fn scattered(
     let mut total = 0usize;
     for part in parts {
         match total.checked_add(part.iov_len) {
-            Some(sum) if sum <= isize::MAX as usize => total = sum,
+            Some(sum) if sum <= isize::MAX as usize && can_be_memory(part.iov_base.cast(), part.iov_len) => total = sum,
             _ => return plain(0),
         }
     }
@@ -136,6 +139,11 @@ fn scattered(
         return plain(0);
     }
     record_write(ring, Target { fd, file, flags }, parts, offset, rwf)
+}
+
+/// False for a buffer that the kernel refuses as a whole, before it shortens what is asked to what it transfers at once.
+fn can_be_memory(address: *const u8, bytes: usize) -> bool {
+    address.addr().checked_add(bytes).is_some_and(|end| end <= ADDRESS_MAX)
 }
 
 /// The descriptor that is written to.
