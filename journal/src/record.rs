@@ -226,7 +226,8 @@ impl<'a> Record<'a> {
         let used = payload.get(..header.payload_bytes()).ok_or(Malformed::Length)?;
         let (path1, rest) = used.split_at(header.path1_bytes as usize);
         let (path2, data) = rest.split_at(header.path2_bytes as usize);
-        if !is_relative(path1) {
+        // A program that can't be followed lies anywhere; its path is only ever shown.
+        if kind != Kind::NotFollowed && !is_relative(path1) {
             return Err(Malformed::Path);
         }
         let named = !path1.is_empty();
@@ -331,6 +332,7 @@ mod tests {
         assert_eq!(Record::parse(header(Kind::Unlink, 0, 0, 0), b""), Err(Malformed::Path));
         assert_eq!(Record::parse(header(Kind::Rename, 1, 2, 0), b"a.."), Err(Malformed::Path));
         assert!(Record::parse(header(Kind::SymbolicLink, 1, 9, 0), b"a/etc/../x").is_ok(), "a target is only text");
+        assert!(Record::parse(header(Kind::NotFollowed, 8, 0, 0), b"/bin/apt").is_ok(), "a program lies anywhere");
     }
 
     #[test]
