@@ -21,6 +21,8 @@ pub const WAITERS: u32 = 1 << 31;
 const RECHECK_NS: u64 = 2_000_000;
 /// How long a frozen ring is believed: a replayer that needs longer thaws and tries again.
 const FREEZE_NS_MAX: u64 = 5_000_000_000;
+/// How often an operation of a signal handler looks again before it goes on without what it waits for.
+const NESTED_WAITS_MAX: u32 = 3;
 /// Turns of the spin before a thread sleeps: some four times as long as a lock is usually held.
 const SPINS: u32 = 4_000;
 
@@ -70,6 +72,7 @@ impl Ring {
         let step = if operation == Operation::Names { NAMES } else { 1 };
         let header = self.header();
         let mut waited_ns = 0;
+        let mut nested_waits = 0;
         loop {
             let before = slot.inside.load(Ordering::Relaxed);
             // The swap is a full barrier: either we see the mover or the freeze, or they see us inside.
@@ -96,6 +99,12 @@ impl Ring {
                 if self.is_dead(owner) {
                     self.settle(owner, Some(me));
                 }
+                if before != 0 && nested_waits == NESTED_WAITS_MAX {
+                    slot.inside.swap(before + step, Ordering::SeqCst);
+                    self.lose();
+                    return;
+                }
+                nested_waits += 1;
                 futex_wait(&header.mover.0, mover, RECHECK_NS);
             }
         }
@@ -110,8 +119,18 @@ impl Ring {
         }
     }
 
-    /// Takes a lock; false when the caller holds it already: then it is an operation of a signal handler that has
-    /// interrupted one on the same stripe, and the interrupted one is told so ([`Ring::was_nested`]).
+    /// True for an operation of a signal handler that has interrupted another. It must not wait for long: who it waits
+    /// for may wait for what the interrupted one holds.
+    pub fn is_nested(&self, me: Owner) -> bool {
+        self.slot(me).is_some_and(|slot| {
+            let inside = slot.inside.load(Ordering::Relaxed);
+            (inside & (NAMES - 1)) + inside / NAMES > 1
+        })
+    }
+
+    /// Takes a lock; false when the caller goes on without it: it holds it already, because it is an operation of a
+    /// signal handler that has interrupted one on the same stripe, and the interrupted one is told so
+    /// ([`Ring::was_nested`]); or it is a handler's operation and has waited long enough, which is counted in `lost`.
     pub fn lock(&self, stripe: StripeIndex, me: Owner) -> bool {
         let Some(entry) = self.stripe(stripe) else { return false };
         let mine = u32::from(me.0) + 1;
@@ -121,6 +140,7 @@ impl Ring {
         }
         let mut spins = 0;
         let mut slept = false;
+        let mut nested_waits = 0;
         loop {
             let value = word.load(Ordering::Relaxed);
             let holder = value & !WAITERS;
@@ -153,6 +173,11 @@ impl Ring {
             {
                 continue;
             }
+            if nested_waits == NESTED_WAITS_MAX {
+                self.lose();
+                return false;
+            }
+            nested_waits += u32::from(self.is_nested(me));
             futex_wait(word, value | WAITERS, RECHECK_NS);
             slept = true;
         }
@@ -187,6 +212,10 @@ impl Ring {
             let Some(slot) = self.slot(owner) else { break };
             let mut spins = 0;
             while owner != me && slot.inside.load(Ordering::SeqCst) >= NAMES && !slot.life.is_dead() {
+                if spins > SPINS + 100 && self.is_nested(me) {
+                    self.lose();
+                    break;
+                }
                 spins += 1;
                 if spins < SPINS { core::hint::spin_loop() } else { sleep(50_000) }
             }
@@ -202,6 +231,13 @@ impl Ring {
         futex_wake(&header.mover.0, i32::MAX);
         self.unlock(StripeIndex::MOVE);
         self.leave(me, Operation::Contents);
+    }
+
+    /// Counts a change of which no record, or none in the right order, could be made: the mirrors will be compared.
+    #[cold]
+    pub fn lose(&self) {
+        self.header().lost.0.fetch_add(1, Ordering::SeqCst);
+        self.wake_consumer();
     }
 
     /// Voids all cached paths: something that a path may lead through has changed.

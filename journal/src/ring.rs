@@ -197,6 +197,8 @@ impl Ring {
         header.full_waits.fetch_add(1, Ordering::Relaxed);
         let mut orphaned_ns = 0;
         let mut spins = 0;
+        // The consumer may wait for the record of the operation that a signal handler has interrupted.
+        let mut nested_waits = if self.is_nested(me) { 2 } else { u32::MAX };
         loop {
             let ticket = header.space.0.load(Ordering::SeqCst);
             if let Some(claim) = self.claims().claim(me, cells) {
@@ -211,12 +213,17 @@ impl Ring {
             header.space_waiters.fetch_add(1, Ordering::SeqCst);
             futex_wait(&header.space.0, ticket, FULL_RECHECK_NS);
             header.space_waiters.fetch_sub(1, Ordering::SeqCst);
+            nested_waits -= 1;
+            if nested_waits == 0 {
+                self.lose();
+                return None;
+            }
             if self.replayer_lives() {
                 orphaned_ns = 0;
             } else {
                 orphaned_ns += FULL_RECHECK_NS;
                 if orphaned_ns > ORPHANED_NS_MAX {
-                    header.lost.0.fetch_add(1, Ordering::SeqCst);
+                    self.lose();
                     return None;
                 }
             }

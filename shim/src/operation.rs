@@ -306,6 +306,5 @@ fn on_alternate_stack() -> bool {
 /// Counts a change of which no record could be made: the mirrors will be compared.
 #[cold]
 pub fn lose(ring: &Ring) {
-    ring.header().lost.0.fetch_add(1, Ordering::SeqCst);
-    ring.wake_consumer();
+    ring.lose();
 }

@@ -48,6 +48,15 @@ impl<'a> Name<'a> {
     }
 }
 
+/// The result of a call on a name that can't be found: the kernel refuses it, in its own words. If it doesn't, because the
+/// name has appeared meanwhile, the change is counted as lost.
+pub fn refused(ring: &Ring, result: isize) -> isize {
+    if !is_error(result) {
+        lose(ring);
+    }
+    result
+}
+
 /// Runs `recorded` with the name's directory locked and its path below the primary, or `plain` where it lies elsewhere.
 fn on_name(
     name: Option<Name<'_>>,
@@ -65,7 +74,7 @@ fn on_name(
     match name.find_directory(ring, &mut place) {
         Found::Inside => {}
         Found::Outside => return plain(),
-        Found::Failed(error) => return error,
+        Found::Failed(_) => return refused(ring, plain()),
         Found::Unclear => {
             lose(ring);
             return plain();
@@ -73,7 +82,7 @@ fn on_name(
     }
     operation.lock(&mut [StripeIndex::of_directory(place.bytes())]);
     if !append_name(&mut place, name.last()) {
-        return error(libc::ENAMETOOLONG);
+        return refused(ring, plain());
     }
     recorded(&mut operation, &name, place.bytes())
 }
@@ -222,7 +231,7 @@ pub fn renameat2(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const
         let Some(mut operation) = entered else { return call() };
         let (from_end, to_end) = match (locate(ring, &from), locate(ring, &to)) {
             (Ok(from), Ok(to)) => (from, to),
-            (Err(error), _) | (_, Err(error)) => return error,
+            _ => return refused(ring, call()),
         };
         let mut stripes = [None; 3];
         let mut add = |stripe| {
@@ -332,14 +341,12 @@ pub fn linkat(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const c_
     let (Some(ring), Some(to)) = (state::ring(), Name::of(new_dirfd, new)) else { return call() };
     // SAFETY: the path is used only during this call.
     let Some(old_path) = (unsafe { readable::string(old) }) else { return call() };
-    let Some(mut operation) = Operation::on_names(ring) else { return call() };
-    let origin = match origin_of(ring, old_dirfd, old_path, old, flags) {
-        Ok(origin) => origin,
-        Err(error) => return error,
-    };
-    let to_end = match locate(ring, &to) {
-        Ok(end) => end,
-        Err(error) => return error,
+    // A second name of a symbolic link may stand where a directory stood: as for symlink(2).
+    let moves = stat_at(old_dirfd, old, libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| file_type(&stat) == libc::S_IFLNK);
+    let entered = if moves { Operation::moving(ring) } else { Operation::on_names(ring) };
+    let Some(mut operation) = entered else { return call() };
+    let (Ok(origin), Ok(to_end)) = (origin_of(ring, old_dirfd, old_path, old, flags), locate(ring, &to)) else {
+        return refused(ring, call());
     };
     let from_stripe = if let Origin::Name(path) = &origin { Some(parent_of(path.bytes())) } else { None };
     let End::Inside(path) = to_end else {

@@ -16,6 +16,7 @@ use crate::readable;
 use crate::state;
 use crate::sys::{HERE, error, is_error, read_link, stat_at, stat_descriptor, syscall};
 
+use super::blocking;
 use super::identify::{self, append_name, file_id, file_type};
 
 /// How often an open is begun anew because the name changed under our eyes, before the kernel is left to it.
@@ -71,7 +72,14 @@ pub fn openat(dirfd: i32, address: *const c_char, flags: i32, mode: u32) -> isiz
 pub fn openat2(dirfd: i32, address: *const c_char, how: *const How, bytes: usize) -> isize {
     // SAFETY: the program's own call, as it made it.
     let plain = || unsafe { syscall!(libc::SYS_openat2, dirfd, address, how, bytes) };
-    if bytes != size_of::<How>() || !readable::is_readable(how.cast(), bytes) {
+    let known = size_of::<How>();
+    // A later version of the structure: what it adds must be zero, or this kernel's answer is needed.
+    let extends = bytes > known
+        && bytes <= 4096
+        && readable::is_readable(how.cast(), bytes)
+        // SAFETY: found readable for its size.
+        && unsafe { core::slice::from_raw_parts(how.cast::<u8>().add(known), bytes - known) }.iter().all(|byte| *byte == 0);
+    if !extends && (bytes != known || !readable::is_readable(how.cast(), bytes)) {
         let result = plain();
         forget(result);
         return result;
@@ -94,7 +102,7 @@ fn open(request: Request) -> isize {
     match state::ring() {
         Some(ring) if changes && !request.has(libc::O_PATH) => open_to_change(ring, request),
         _ => {
-            let result = request.call(0, 0);
+            let result = blocking::call(descriptors::BLOCKS, move || request.call(0, 0));
             forget(result);
             result
         }
@@ -113,7 +121,9 @@ fn open_to_change(ring: &Ring, request: Request) -> isize {
     let (_, name) = directory::split(path);
     let ends_in_slash = path.last() == Some(&b'/');
     let makes_or_empties = request.has(libc::O_CREAT) || request.has(libc::O_TRUNC);
-    if makes_or_empties && !directory::is_special(name) && !ends_in_slash && !request.has(libc::O_DIRECTORY) {
+    // With restrictions on how paths resolve, finding the directory by ourselves would not be the same.
+    let resolves = request.how.resolve == 0 && !request.has(libc::O_DIRECTORY);
+    if makes_or_empties && resolves && !directory::is_special(name) && !ends_in_slash {
         let mut target = request;
         // Room for the spelling that a symbolic link leads to.
         let mut spelling: Buffer;
@@ -124,9 +134,9 @@ fn open_to_change(ring: &Ring, request: Request) -> isize {
                 Step::Done(result) => return result,
                 Step::Again => {}
                 Step::Link => {
-                    // O_EXCL and O_NOFOLLOW don't follow; their errors are the kernel's to give. With restrictions
-                    // on how paths resolve, following by ourselves would not be the same.
-                    if request.has(libc::O_EXCL) || request.has(libc::O_NOFOLLOW) || request.how.resolve != 0 {
+                    // O_EXCL and O_NOFOLLOW don't follow; their errors are the kernel's to give. So is the refusal to
+                    // follow somebody else's link in a shared directory (fs.protected_symlinks).
+                    if request.has(libc::O_EXCL) || request.has(libc::O_NOFOLLOW) || !may_follow(target) {
                         break;
                     }
                     match follow_link(target, path) {
@@ -146,7 +156,8 @@ fn open_to_change(ring: &Ring, request: Request) -> isize {
             return after_open(ring, target, result);
         }
     }
-    let result = request.call(0, 0);
+    // It may be a FIFO, which waits for its other end.
+    let result = blocking::call(descriptors::BLOCKS, move || request.call(0, 0));
     after_open(ring, request, result)
 }
 
@@ -176,7 +187,7 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     match directory::find(ring, request.dirfd, dir, &mut place) {
         Found::Inside => {}
         Found::Outside => return Step::Plain,
-        Found::Failed(error) => return Step::Done(error),
+        Found::Failed(_) => return Step::Done(refused(ring, request)),
         Found::Unclear => {
             lose(ring);
             return Step::Plain;
@@ -184,7 +195,7 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     }
     operation.lock(&mut [StripeIndex::of_directory(place.bytes())]);
     if !append_name(&mut place, name) {
-        return Step::Done(error(libc::ENAMETOOLONG));
+        return Step::Done(refused(ring, request));
     }
     if request.has(libc::O_CREAT) {
         let result = create(&operation, request, place.bytes());
@@ -195,13 +206,20 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     let stat = match stat_at(request.dirfd, request.address, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(result) if result == error(libc::ENOENT) && request.has(libc::O_CREAT) => return Step::Again,
-        Err(result) => return Step::Done(result),
+        Err(_) => return Step::Done(refused(ring, request)),
     };
     match file_type(&stat) {
         libc::S_IFREG => Step::Done(open_existing(&mut operation, request, place.bytes(), &stat)),
         libc::S_IFLNK => Step::Link,
         _ => Step::Plain,
     }
+}
+
+/// An open of a name that can't be found: the kernel refuses it, in its own words.
+fn refused(ring: &Ring, request: Request) -> isize {
+    let result = super::names::refused(ring, request.call(0, 0));
+    forget(result);
+    result
 }
 
 /// Outside the primary a name may still be a symbolic link into it.
@@ -223,6 +241,11 @@ fn outside_step(ring: &Ring, request: Request) -> Step {
 
 /// Opens a file that may have names inside, without O_TRUNC, and empties it through the descriptor.
 fn empty_shared(ring: &Ring, request: Request) -> isize {
+    if request.how.flags as i32 & libc::O_ACCMODE == libc::O_RDONLY {
+        // ftruncate(2) needs a descriptor for writing; what this one has emptied is read again.
+        let result = request.call(0, 0);
+        return after_open(ring, request, result);
+    }
     let result = request.call(0, libc::O_TRUNC);
     let result = after_open(ring, request, result);
     if !is_error(result) {
@@ -284,15 +307,39 @@ fn open_existing(operation: &mut Operation<'_>, request: Request, path: &[u8], s
     result
 }
 
+/// True when the kernel follows the link, or would if what it leads to were there, and its text is where it leads: not so
+/// for the links of /proc, which lead to pipes and to files without a name.
+fn may_follow(request: Request) -> bool {
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the program's own path, opened for nothing.
+    let link = unsafe { syscall!(libc::SYS_openat, request.dirfd, request.address, flags | libc::O_NOFOLLOW, 0) };
+    if is_error(link) {
+        return false;
+    }
+    let mut system = core::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel fills the structure for the descriptor just opened.
+    let known = !is_error(unsafe { syscall!(libc::SYS_fstatfs, link, system.as_mut_ptr()) });
+    crate::sys::close(link as i32);
+    // SAFETY: zeroed, and filled if `known`.
+    let is_magic = !known || unsafe { system.assume_init() }.f_type == libc::PROC_SUPER_MAGIC;
+    if is_magic {
+        return false;
+    }
+    // SAFETY: as above.
+    let followed = unsafe { syscall!(libc::SYS_openat, request.dirfd, request.address, flags, 0) };
+    if !is_error(followed) {
+        crate::sys::close(followed as i32);
+    }
+    !is_error(followed) || followed == error(libc::ENOENT)
+}
+
 /// The spelling that the symbolic link at `path` leads to, relative to the same directory or absolute.
 fn follow_link(request: Request, path: &[u8]) -> Option<Buffer> {
     let (dir, _) = directory::split(path);
     let mut target = Buffer::new();
     target.fill(|room| read_link(request.dirfd, request.address, room)).ok()?;
     let absolute = target.bytes().first() == Some(&b'/');
-    // A magic link's text is not where it leads.
-    let magic = dir.starts_with(b"/proc/") || target.bytes().is_empty();
-    if magic || (!absolute && !target.push_front(dir)) {
+    if target.bytes().is_empty() || (!absolute && !target.push_front(dir)) {
         return None;
     }
     Some(target)

@@ -16,6 +16,7 @@ use crate::state;
 use crate::sys::{HERE, descriptor_path, read_link, stat_at, stat_descriptor};
 
 use super::identify::{append_name, file_id, file_type, follow};
+use super::names::refused;
 
 /// Whether a symbolic link at the end of a path is followed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,7 @@ fn try_spelling(
     match directory::find(ring, dirfd, dir, &mut place) {
         Found::Inside => {}
         Found::Outside => return None,
-        Found::Failed(error) => return Some(error),
+        Found::Failed(_) => return Some(refused(ring, plain())),
         Found::Unclear => {
             lose(ring);
             return Some(plain());
@@ -111,7 +112,7 @@ fn try_spelling(
     operation.lock(&mut [directory]);
     let stat = match stat_at(dirfd, address, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
-        Err(error) => return Some(error),
+        Err(_) => return Some(refused(ring, plain())),
     };
     if file_type(&stat) == libc::S_IFLNK && (follows == Follow::Yes || ends_in_slash) {
         return None;
