@@ -227,12 +227,12 @@ impl Sandbox {
         Status { json: json["sets"].get(0).cloned().unwrap_or(Value::Null) }
     }
 
-    /// The status once every mirror is `current`, or after a while whatever it is.
+    /// The status once every mirror is `current` and complete, or after a while whatever it is.
     pub fn settled(&self) -> Status {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let status = self.status();
-            if status.is_current() || Instant::now() > deadline {
+            if status.is_level() || Instant::now() > deadline {
                 return status;
             }
             std::thread::sleep(Duration::from_millis(20));

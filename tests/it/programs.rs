@@ -21,7 +21,7 @@ struct Program {
     deaths: Deaths,
 }
 
-/// Whether a process is killed in the middle of a change, or jumps out of it, which is repaired.
+/// Whether a change is left in the middle, by a death or a jump, or can't be recorded. It is repaired.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Deaths {
     None,
@@ -45,7 +45,8 @@ const NAMES: Program = program("names", Tree::Same, 120);
 const ATTRIBUTES: Program = program("attributes", Tree::Same, 60);
 const SIZES: Program = Program { deaths: Deaths::InTheMiddle, ..program("sizes", Tree::Same, 25) };
 const OUTSIDE: Program = Program { arguments: &["{outside}"], ..program("outside", Tree::Same, 30) };
-const DESCRIPTORS: Program = program("descriptors", Tree::Same, 30);
+// Without a free descriptor the place of a name cannot always be found out, which is repaired.
+const DESCRIPTORS: Program = Program { deaths: Deaths::InTheMiddle, ..program("descriptors", Tree::Same, 30) };
 const PROCESSES: Program = Program { deaths: Deaths::InTheMiddle, ..program("processes", Tree::Varies, 50) };
 const THREADS: Program = Program { deaths: Deaths::InTheMiddle, ..program("threads", Tree::Varies, 8000) };
 const LOADING: Program = program("loading", Tree::Same, 20);
