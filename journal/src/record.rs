@@ -96,7 +96,8 @@ kinds! {
     /// Bytes `a` to `a + b` of `file` changed in a way that carries no data here; they are re-read from the primary.
     /// `b` of u64::MAX means to the end, size included.
     Reread = 17,
-    /// P1 came in from outside with everything below it; it is re-read from the primary.
+    /// `file` came in from outside as P1, or left P1 for there, with everything below it: what was at P1 is no more, and
+    /// what is there now is re-read from the primary. `file` is none where it isn't known.
     Import = 18,
     /// An unnamed file was made (O_TMPFILE) as `file`, somewhere in directory P1: mode `a`, owner `b`.
     CreateUnnamed = 19,

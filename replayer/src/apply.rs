@@ -57,6 +57,8 @@ pub struct Applier {
     pub(crate) owner: OwnerPolicy,
     pub(crate) buffers: Buffers,
     primary_root: FileId,
+    /// Whether the mirror was seen to keep times to the nanosecond, or not to.
+    times_are_checked: bool,
     /// The file that a `Create` record has made, open, until the `Bind` record that tells its identity.
     newborn: Option<(Vec<u8>, std::sync::Arc<rustix::fd::OwnedFd>)>,
 }
@@ -69,12 +71,22 @@ impl Applier {
     /// [`ReplayError`] if one of the three can't be opened.
     pub fn new(primary: &Path, mirror: &Path, bindings_file: &Path, owner: OwnerPolicy) -> Result<Self, ReplayError> {
         let mut primary = Tree::open(primary, PRIMARY_DIRECTORIES_MAX).map_err(in_primary("open", b""))?;
-        let mirror = Tree::open(mirror, tree::DIRECTORIES_MAX).map_err(in_mirror("open", b""))?;
+        let mirror = Tree::open(mirror, tree::directories_max()).map_err(in_mirror("open", b""))?;
         let primary_root = tree::id_of(&primary.lstat(b"").map_err(in_primary("stat", b""))?);
         let ledger = Ledger::open(bindings_file)?;
         let limits = Limits::default();
         let buffers = Buffers::default();
-        let mut applier = Self { primary, mirror, ledger, limits, owner, buffers, primary_root, newborn: None };
+        let mut applier = Self {
+            primary,
+            mirror,
+            ledger,
+            limits,
+            owner,
+            buffers,
+            primary_root,
+            times_are_checked: false,
+            newborn: None,
+        };
         applier.remove_stray_unnamed()?;
         Ok(applier)
     }

@@ -12,14 +12,14 @@ use rustix::fd::OwnedFd;
 
 use crate::paths::PathMap;
 
-/// Files of a mirror that are kept open.
-pub const OPEN_FILES_MAX: usize = 1024;
+/// Files of a mirror that are kept open, where this process may have that many.
+const OPEN_FILES_MAX: usize = 1024;
 
 /// Files without a name that are remembered.
 const GONE_MAX: usize = 1 << 16;
 
 /// Names of files, both ways.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Bindings {
     files: HashMap<FileId, Bound>,
     names: PathMap<FileId>,
@@ -27,6 +27,7 @@ pub struct Bindings {
     touched: HashSet<FileId>,
     gone: HashSet<FileId>,
     gone_in_order: VecDeque<FileId>,
+    open_max: usize,
     uses: u64,
 }
 
@@ -40,6 +41,21 @@ struct Bound {
 struct Open {
     fd: Arc<OwnedFd>,
     used: u64,
+}
+
+impl Default for Bindings {
+    fn default() -> Self {
+        Self {
+            files: HashMap::new(),
+            names: PathMap::default(),
+            open: HashMap::new(),
+            touched: HashSet::new(),
+            gone: HashSet::new(),
+            gone_in_order: VecDeque::new(),
+            open_max: crate::tree::share_of_descriptors(8).min(OPEN_FILES_MAX),
+            uses: 0,
+        }
+    }
 }
 
 impl Bindings {
@@ -197,7 +213,7 @@ impl Bindings {
 
     /// Keeps the mirror's file open.
     pub fn keep_open(&mut self, file: FileId, fd: Arc<OwnedFd>) {
-        if self.open.len() >= OPEN_FILES_MAX {
+        if self.open.len() >= self.open_max {
             self.close_a_quarter();
         }
         self.uses += 1;

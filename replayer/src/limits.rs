@@ -31,6 +31,8 @@ pub enum Limit {
     Mode,
     /// Inode flags.
     Flags,
+    /// Modification times to the nanosecond.
+    Mtime,
 }
 
 impl Limit {
@@ -47,6 +49,7 @@ impl Limit {
             Self::Hardlink => "hardlink",
             Self::Mode => "mode",
             Self::Flags => "flags",
+            Self::Mtime => "mtime",
         }
     }
 }
@@ -64,8 +67,8 @@ impl Limits {
 
     /// The limits that these words stand for; words that mean nothing here are left out.
     pub fn from_words<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        use Limit::{Acl, Device, Fifo, Flags, Hardlink, Mode, Owner, Socket, Symlink, Xattr};
-        let all = [Owner, Xattr, Acl, Device, Fifo, Socket, Symlink, Hardlink, Mode, Flags];
+        use Limit::{Acl, Device, Fifo, Flags, Hardlink, Mode, Mtime, Owner, Socket, Symlink, Xattr};
+        let all = [Owner, Xattr, Acl, Device, Fifo, Socket, Symlink, Hardlink, Mode, Flags, Mtime];
         Self(words.into_iter().filter_map(|word| all.into_iter().find(|limit| limit.word() == word)).collect())
     }
 

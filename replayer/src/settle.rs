@@ -104,7 +104,8 @@ impl Applier {
                 self.set_mode(path, wanted.st_mode)?;
             }
         }
-        if tree::mtime_of(&wanted) != tree::mtime_of(&there) {
+        let is_exact = !self.limits.has(Limit::Mtime) || wanted.st_mtime != there.st_mtime;
+        if tree::mtime_of(&wanted) != tree::mtime_of(&there) && is_exact {
             match self.set_times(path, None, Some(tree::mtime_of(&wanted))) {
                 Err(ReplayError::Mirror { source, .. }) if is_divergence(source) => {}
                 result => result?,

@@ -15,8 +15,8 @@ use rustix::io::{Errno, Result};
 
 use crate::paths;
 
-/// Directories that are kept open for a mirror.
-pub const DIRECTORIES_MAX: usize = 512;
+/// Directories that are kept open for a mirror, where this process may have that many files open.
+const DIRECTORIES_MAX: usize = 512;
 
 /// Most bytes of a path that are resolved at once; the kernel takes 4095.
 const PIECE_BYTES_MAX: usize = 4000;
@@ -311,6 +311,17 @@ impl Tree {
         }
         fd
     }
+}
+
+/// How many directories of a mirror are kept open.
+pub fn directories_max() -> usize {
+    share_of_descriptors(16).min(DIRECTORIES_MAX)
+}
+
+/// A part of the descriptors that this process may have, for one mirror of several.
+pub fn share_of_descriptors(part: u64) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit / part).unwrap_or(usize::MAX)).max(16)
 }
 
 /// Device and inode number.

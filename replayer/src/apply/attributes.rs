@@ -178,8 +178,14 @@ impl Applier {
 
     /// Sets the permission bits of `path`.
     pub(crate) fn set_mode(&mut self, path: &[u8], mode: u32) -> Result<(), ReplayError> {
-        match self.mirror.with_access(&[paths::parent(path)], |mirror| mirror.chmod(path, mode)) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+        let set =
+            |mirror: &mut tree::Tree| mirror.with_access(&[paths::parent(path)], |mirror| mirror.chmod(path, mode));
+        let mut result = set(&mut self.mirror);
+        if result == Err(Errno::PERM) && self.mirror.clear_flags(path) {
+            result = set(&mut self.mirror);
+        }
+        match result {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {
                 self.limits.add(Limit::Mode);
                 Ok(())
             }
@@ -212,7 +218,25 @@ impl Applier {
             }
             result => result,
         };
-        result.map_err(in_mirror("set the times of", path))
+        match result {
+            Ok(()) => {}
+            Err(errno) if is_refusal(errno) => {
+                self.limits.add(Limit::Mtime);
+                return Ok(());
+            }
+            Err(errno) => return Err(in_mirror("set the times of", path)(errno)),
+        }
+        // Some file systems, most of all in the network, keep whole seconds.
+        if let Some(mtime) = mtime
+            && !self.times_are_checked
+            && mtime.tv_nsec % 1000 != 0
+        {
+            self.times_are_checked = true;
+            if self.look(path)?.is_some_and(|there| tree::mtime_of(&there) != mtime) {
+                self.limits.add(Limit::Mtime);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn touch_target(&mut self, path: &[u8]) {

@@ -408,8 +408,9 @@ impl Mirror {
         let before = std::fs::metadata(&self.ledger).expect("there").len();
         self.apply(record);
         let parsed = record.record();
-        let exchanges = parsed.kind == Kind::Rename && parsed.header.a & u64::from(RenameFlags::EXCHANGE.bits()) != 0;
-        // The intent to exchange is written first: length, checksum, kind, two numbers.
+        let again = u64::from((RenameFlags::EXCHANGE | RenameFlags::WHITEOUT).bits());
+        let exchanges = parsed.kind == Kind::Rename && parsed.header.a & again != 0;
+        // The intent of what can't be seen to have been done is written first: length, checksum, kind, two numbers.
         let kept = if exchanges { before + 25 } else { before };
         let ledger = File::options().write(true).open(&self.ledger).expect("there");
         if ledger.metadata().expect("open").len() >= kept {

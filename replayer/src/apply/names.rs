@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use journal::record::{FileId, Record, unpack_owner};
+use journal::record::{FileId, Record, pack_owner, unpack_owner};
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -312,7 +312,8 @@ impl Applier {
             Err(errno) => return Err(in_mirror("rename", old)(errno)),
         };
         if leaves_whiteout {
-            self.make_node(old, u64::from(FileType::CharacterDevice.as_raw_mode()), 0, 0)?;
+            let (mode, owner) = (u64::from(FileType::CharacterDevice.as_raw_mode()), pack_owner(u32::MAX, u32::MAX));
+            self.make_node(old, mode, owner, 0)?;
         }
         Ok(applied)
     }

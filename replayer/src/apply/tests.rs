@@ -531,7 +531,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (n.clone(), n.clone()).prop_map(|(a, b)| Step::Link(a, b)),
         1 => slot.clone().prop_map(Step::Unnamed),
         2 => (slot.clone(), n.clone()).prop_map(|(s, n)| Step::LinkOpen(s, n)),
-        6 => (n.clone(), n.clone(), 0u8..4).prop_map(|(a, b, f)| Step::Rename(a, b, f)),
+        6 => (n.clone(), n.clone(), 0u8..5).prop_map(|(a, b, f)| Step::Rename(a, b, f)),
         3 => n.clone().prop_map(Step::Unlink),
         1 => n.clone().prop_map(Step::RemoveDirectory),
         1 => (n.clone(), modes.clone()).prop_map(|(n, m)| Step::Chmod(n, m)),
@@ -581,7 +581,8 @@ fn perform(p: &mut Primary, step: &Step) {
         Step::Unnamed(s) => p.create_unnamed(s, b"", 0o600),
         Step::LinkOpen(s, n) => p.link_open(s, &name(n)),
         Step::Rename(a, b, f) => {
-            let flags = [PLAIN, PLAIN, RenameFlags::EXCHANGE, RenameFlags::NOREPLACE][usize::from(f)];
+            let flags =
+                [PLAIN, PLAIN, RenameFlags::EXCHANGE, RenameFlags::NOREPLACE, RenameFlags::WHITEOUT][usize::from(f)];
             p.rename(&name(a), &name(b), flags)
         }
         Step::Unlink(n) => p.unlink(&name(n)),
