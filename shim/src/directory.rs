@@ -148,7 +148,12 @@ pub fn path_of(ring: &Ring, fd: i32, path: &mut Buffer) -> Found {
                 }
                 current = parent;
             }
-            Ok(Climbed::Top(answer)) => {
+            Ok(Climbed::Primary) => {
+                path.clear();
+                found = Found::Inside;
+                break;
+            }
+            Ok(Climbed::Root(answer)) => {
                 path.clear();
                 if answer == Found::Inside && !state::ROOT.get().is_empty() {
                     // The process's root lies in the primary: what was climbed hangs below that.
@@ -210,8 +215,10 @@ pub fn relative(ring: &Ring, absolute: &mut Buffer, path: &mut Buffer) -> Found 
 enum Climbed {
     /// The parent, as a new descriptor.
     Up(i32),
-    /// The primary was reached, or the process's root.
-    Top(Found),
+    /// The primary was reached.
+    Primary,
+    /// The process's root was reached, which lies there; or a directory that has been removed.
+    Root(Found),
 }
 
 /// One step from `fd` to its parent; puts the name before `climbed`.
@@ -221,10 +228,10 @@ fn climb(ring: &Ring, fd: i32, climbed: &mut Buffer) -> Result<Climbed, ()> {
     if here.st_dev == header.primary_dev.load(Ordering::Relaxed)
         && here.st_ino == header.primary_ino.load(Ordering::Relaxed)
     {
-        return Ok(Climbed::Top(Found::Inside));
+        return Ok(Climbed::Primary);
     }
     if here.st_nlink == 0 {
-        return Ok(Climbed::Top(Found::Outside));
+        return Ok(Climbed::Root(Found::Outside));
     }
     // SAFETY: a constant path.
     let opened = unsafe {
@@ -238,7 +245,7 @@ fn climb(ring: &Ring, fd: i32, climbed: &mut Buffer) -> Result<Climbed, ()> {
     if above.as_ref().is_ok_and(|above| (above.st_dev, above.st_ino) == (here.st_dev, here.st_ino)) {
         close(parent);
         let inside = state::ROOT.get().to_bytes().starts_with(ring.primary());
-        return Ok(Climbed::Top(if inside && !state::ROOT.get().is_empty() { Found::Inside } else { Found::Outside }));
+        return Ok(Climbed::Root(if inside && !state::ROOT.get().is_empty() { Found::Inside } else { Found::Outside }));
     }
     if above.is_ok() && name_in(parent, here.st_ino, climbed) {
         return Ok(Climbed::Up(parent));
