@@ -22,8 +22,6 @@ pub struct Mapped {
     pub index: u16,
     /// The entry's turn.
     pub turn: u32,
-    /// Counted up with each mapping that is made; parts of one have the same.
-    pub birth: u64,
     /// How stores are found.
     pub state: MappingState,
     /// What is mapped where.
@@ -47,6 +45,12 @@ impl Mapped {
         (part.0 < part.1).then_some(part)
     }
 
+    /// What a part of it maps.
+    pub const fn between(&self, start: usize, end: usize) -> Range {
+        let offset = self.offset_of(start);
+        Range { address: start as u64, bytes: (end - start) as u64, offset, ..self.range }
+    }
+
     /// Offset in the file of an address.
     pub const fn offset_of(&self, address: usize) -> u64 {
         self.range.offset + (address as u64 - self.range.address)
@@ -63,12 +67,10 @@ struct Entry {
     address: AtomicU64,
     bytes: AtomicU64,
     offset: AtomicU64,
-    birth: AtomicU64,
 }
 
 /// The table, in a mapping that is made with the first entry.
 pub struct Table {
-    births: AtomicU64,
     used: [AtomicU64; WORDS],
     entries: [Entry; MAPPINGS],
 }
@@ -148,25 +150,15 @@ fn publish<T>(place: &AtomicPtr<T>, memory: *mut T) -> bool {
 }
 
 impl Table {
-    /// The next mapping's birth: those that are there now were born before it.
-    pub fn now(&self) -> u64 {
-        self.births.load(Ordering::SeqCst)
-    }
-
     /// Enters a mapping that is about to be made; `None` when there is no room, here or in the ring.
     pub fn enter(&self, ring: &Ring, pid: u32, range: &Range) -> Option<Mapped> {
-        self.enter_part(ring, pid, range, self.births.fetch_add(1, Ordering::SeqCst))
-    }
-
-    /// Enters a part of a mapping that is there.
-    pub fn enter_part(&self, ring: &Ring, pid: u32, range: &Range, birth: u64) -> Option<Mapped> {
         let slot = self.take_slot()?;
         let Some(index) = ring.claim_mapping(pid, range) else {
             self.free_slot(slot);
             return None;
         };
         let turn = ring.mapping(index).map_or(0, |view| view.turn);
-        let mapped = Mapped { slot, index, turn, birth, state: MappingState::Preparing, range: *range };
+        let mapped = Mapped { slot, index, turn, state: MappingState::Preparing, range: *range };
         self.store(&mapped);
         Some(mapped)
     }
@@ -218,8 +210,7 @@ impl Table {
         };
         let index = entry.index.load(Ordering::Relaxed) as u16;
         let turn = entry.turn.load(Ordering::Relaxed);
-        let birth = entry.birth.load(Ordering::Relaxed);
-        (ino != 0).then_some(Mapped { slot, index, turn, birth, state, range })
+        (ino != 0).then_some(Mapped { slot, index, turn, state, range })
     }
 
     /// All mappings that there are when they are reached.
@@ -238,7 +229,6 @@ impl Table {
         entry.address.store(mapped.range.address, Ordering::Relaxed);
         entry.bytes.store(mapped.range.bytes, Ordering::Relaxed);
         entry.offset.store(mapped.range.offset, Ordering::Relaxed);
-        entry.birth.store(mapped.birth, Ordering::Relaxed);
         entry.ino.store(mapped.range.file.ino, Ordering::Release);
     }
 

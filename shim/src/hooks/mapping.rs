@@ -54,21 +54,15 @@ pub fn mmap(address: usize, bytes: usize, protection: i32, flags: i32, fd: i32, 
     // SAFETY: the program's own call.
     let call = || unsafe { syscall!(libc::SYS_mmap, address, bytes, protection, flags, fd, offset) };
     let Some(ring) = state::ring() else { return call() };
-    let replaces = flags & libc::MAP_FIXED != 0;
-    if replaces {
-        record(address, bytes);
-    }
-    let born_before = now();
+    let replaced = if flags & libc::MAP_FIXED != 0 { take(address, bytes) } else { Taken::default() };
     let entered = if concerns(flags & !libc::MAP_FIXED, fd) { enter(ring, fd, bytes, offset) } else { None };
     let result = call();
     if is_error(result) {
         if let Some((table, entered)) = entered {
             table.leave(ring, &entered);
         }
+        replaced.give_back(ring);
         return result;
-    }
-    if replaces {
-        forget(address, bytes, born_before);
     }
     if let Some((table, mut entered)) = entered {
         entered.range.address = result as u64;
@@ -125,14 +119,11 @@ fn watch(ring: &Ring, table: &Table, mapped: &mut Mapped, size: usize) {
 pub fn munmap(address: usize, bytes: usize) -> isize {
     // SAFETY: the program's own call.
     let call = || unsafe { syscall!(libc::SYS_munmap, address, bytes) };
-    if !any() {
-        return call();
-    }
-    record(address, bytes);
-    let born_before = now();
+    let Some((ring, _)) = mine().filter(|_| address.is_multiple_of(page_bytes()) && bytes > 0) else { return call() };
+    let taken = take(address, bytes);
     let result = call();
-    if !is_error(result) {
-        forget(address, bytes, born_before);
+    if is_error(result) {
+        taken.give_back(ring);
     }
     result
 }
@@ -171,37 +162,23 @@ pub fn mremap(old: usize, old_bytes: usize, new_bytes: usize, flags: i32, new: u
     // SAFETY: the program's own call.
     let call = || unsafe { syscall!(libc::SYS_mremap, old, old_bytes, new_bytes, flags, new) };
     let Some((ring, table)) = mine() else { return call() };
-    let replaces = flags & libc::MREMAP_FIXED != 0;
-    if replaces {
-        record(new, new_bytes);
-    }
-    record(old, old_bytes);
+    let replaced = if flags & libc::MREMAP_FIXED != 0 { take(new, new_bytes) } else { Taken::default() };
     let moved = table.all().find(|mapped| mapped.part(old, old + 1).is_some());
-    let born_before = now();
+    // Of nothing, it makes a second mapping of the same pages.
+    let stays = flags & libc::MREMAP_DONTUNMAP != 0 || old_bytes == 0;
+    let taken = if stays { Taken::default() } else { take(old, old_bytes) };
     let result = call();
     if is_error(result) {
-        return result;
-    }
-    let (old_bytes, new_bytes, to) = (span(0, old_bytes).1, span(0, new_bytes).1, result as usize);
-    if to != old {
-        forget(to, new_bytes, born_before);
-        // Of nothing, it makes a second mapping of the same pages.
-        if flags & libc::MREMAP_DONTUNMAP == 0 && old_bytes != 0 {
-            forget(old, old_bytes, born_before);
-        }
-    } else if new_bytes < old_bytes {
-        forget(old + new_bytes, old_bytes - new_bytes, born_before);
-    }
-    let Some(moved) = moved else { return result };
-    let offset = moved.offset_of(old);
-    if to != old {
-        add_mapped(ring, &Range { address: to as u64, bytes: new_bytes as u64, offset, ..moved.range }, moved.state);
-    } else if new_bytes > old_bytes {
-        // What the kernel tells about a mapping holds for what it has grown by.
-        under_lock(ring, table, &moved, |_, mapped| {
-            let bytes = mapped.range.bytes.max((old + new_bytes) as u64 - mapped.range.address);
-            table.set(ring, &Mapped { range: Range { bytes, ..mapped.range }, ..mapped });
-        });
+        replaced.give_back(ring);
+        taken.give_back(ring);
+    } else if let Some(moved) = moved {
+        let range = Range {
+            address: result as u64,
+            bytes: span(0, new_bytes).1 as u64,
+            offset: moved.offset_of(old),
+            ..moved.range
+        };
+        add_mapped(ring, &range, moved.state);
     }
     result
 }
@@ -246,14 +223,12 @@ pub fn remap_file_pages(address: usize, bytes: usize, protection: i32, page: usi
     // SAFETY: the program's own call.
     let call = || unsafe { syscall!(libc::SYS_remap_file_pages, address, bytes, protection, page, flags) };
     let Some((ring, table)) = mine() else { return call() };
-    let Some(mapped) = table.all().find(|mapped| mapped.start() <= address && address < mapped.end()) else {
-        return call();
-    };
-    record(address, bytes);
-    let born_before = now();
+    let mapped = table.all().find(|mapped| mapped.part(address, address + 1).is_some());
+    let taken = take(address, bytes);
     let result = call();
-    if !is_error(result) {
-        forget(address, bytes, born_before);
+    if is_error(result) {
+        taken.give_back(ring);
+    } else if let Some(mapped) = mapped {
         let (start, end) = span(address, bytes);
         let offset = (page * page_bytes()) as u64;
         let range = Range { address: start as u64, bytes: (end - start) as u64, offset, ..mapped.range };
@@ -411,32 +386,40 @@ fn record_where(choose: impl Fn(&Mapped) -> Option<(usize, usize)>) {
     let Some((ring, table)) = mine() else { return };
     for mapped in table.all().filter(|mapped| choose(mapped).is_some()) {
         under_lock(ring, table, &mapped, |operation, mapped| {
-            let Some((start, end)) = choose(&mapped) else { return };
-            match mapped.state {
-                MappingState::Preparing | MappingState::Readable => {}
-                MappingState::Tracked => {
-                    let end = start + tracking::reach(start, end - start);
-                    let told = tracking::scan(start, end, |from, to| record_run(operation, &mapped, from, to));
-                    if !told {
-                        // The replayer that had the userfaultfd has ended, say: this is done anew.
-                        let mut mapped = mapped;
-                        let size = end - mapped.start();
-                        watch(ring, table, &mut mapped, size);
-                        record_unknown(operation, &mapped, mapped.start(), mapped.end());
-                    }
-                }
-                MappingState::Writable if !tracking::is_possible() => record_unknown(operation, &mapped, start, end),
-                MappingState::Writable => {
-                    // What has kept the kernel from telling may have passed.
-                    let mut mapped = mapped;
-                    let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
-                    watch(ring, table, &mut mapped, size);
-                    let all = (mapped.start(), mapped.end());
-                    let (start, end) = if mapped.state == MappingState::Tracked { all } else { (start, end) };
-                    record_unknown(operation, &mapped, start, end);
-                }
+            if let Some((start, end)) = choose(&mapped) {
+                record_part(operation, table, &mapped, start, end);
             }
         });
+    }
+}
+
+/// Records what was stored to a part of a mapping.
+fn record_part(operation: &Operation<'_>, table: &Table, mapped: &Mapped, start: usize, end: usize) {
+    match mapped.state {
+        MappingState::Preparing | MappingState::Readable => {}
+        MappingState::Tracked => {
+            let end = start + tracking::reach(start, end - start);
+            if !tracking::scan(start, end, |from, to| record_run(operation, mapped, from, to)) {
+                // The replayer that had the userfaultfd has ended, say.
+                watch_again(operation, table, mapped, start, end);
+            }
+        }
+        // What has kept the kernel from telling may have passed.
+        MappingState::Writable if tracking::is_possible() => watch_again(operation, table, mapped, start, end),
+        MappingState::Writable => record_unknown(operation, mapped, start, end),
+    }
+}
+
+/// Records what may have been stored to a mapping while the kernel did not tell, and tries to have it tell from now
+/// on; if it doesn't, only the part that is asked for.
+fn watch_again(operation: &Operation<'_>, table: &Table, mapped: &Mapped, start: usize, end: usize) {
+    let mut mapped = *mapped;
+    let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
+    watch(operation.ring, table, &mut mapped, size);
+    if mapped.state == MappingState::Tracked {
+        record_unknown(operation, &mapped, mapped.start(), mapped.end());
+    } else {
+        record_unknown(operation, &mapped, start, end);
     }
 }
 
@@ -482,45 +465,62 @@ fn record_run(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usi
     }
 }
 
-/// Mappings that are there now were born before this.
-fn now() -> u64 {
-    mapped::table().map_or(0, Table::now)
+/// Parts of mappings that have been taken out, for when the call that was to end them fails.
+#[derive(Default)]
+struct Taken {
+    parts: [Option<(Range, MappingState)>; Self::PARTS],
+    more: bool,
 }
 
-/// Takes out what is no longer mapped, or not as it was. Another thread may have got the same addresses since: its
-/// mapping was not born before the call.
-fn forget(address: usize, bytes: usize, born_before: u64) {
-    let Some((ring, table)) = mine() else { return };
+impl Taken {
+    const PARTS: usize = 8;
+
+    fn add(&mut self, part: (Range, MappingState)) {
+        match self.parts.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(part),
+            None => self.more = true,
+        }
+    }
+
+    /// Enters them again.
+    fn give_back(self, ring: &Ring) {
+        for (range, state) in self.parts.iter().flatten() {
+            add_mapped(ring, range, *state);
+        }
+        if self.more {
+            lose(ring);
+        }
+    }
+}
+
+/// Records what was stored to a range that is about to be unmapped, and takes it out. Before the call: another thread
+/// may get the same addresses the moment that they are free, for another file.
+fn take(address: usize, bytes: usize) -> Taken {
+    let mut taken = Taken::default();
+    let Some((ring, table)) = mine() else { return taken };
     let (start, end) = span(address, bytes);
-    let gone = |mapped: &Mapped| mapped.birth < born_before && mapped.part(start, end).is_some();
-    for mapped in table.all().filter(gone) {
-        under_lock(ring, table, &mapped, |_, mapped| {
-            if mapped.state == MappingState::Preparing {
+    for mapped in table.all().filter(|mapped| mapped.part(start, end).is_some()) {
+        under_lock(ring, table, &mapped, |operation, mapped| {
+            let Some((from, to)) = mapped.part(start, end).filter(|_| mapped.state != MappingState::Preparing) else {
                 return;
-            }
-            let Some((from, to)) = mapped.part(start, end) else { return };
-            let tail = Range {
-                address: to as u64,
-                bytes: (mapped.end() - to) as u64,
-                offset: mapped.offset_of(to),
-                ..mapped.range
             };
-            let mut left = mapped;
+            record_part(operation, table, &mapped, from, to);
+            let mapped = table.get(mapped.slot).unwrap_or(mapped);
+            taken.add((mapped.between(from, to), mapped.state));
             match (mapped.start() < from, to < mapped.end()) {
-                (false, false) => return table.leave(ring, &mapped),
-                (false, true) => left.range = tail,
-                (true, keeps_tail) => {
-                    left.range.bytes = (from - mapped.start()) as u64;
-                    if keeps_tail {
-                        // Entered before the first part shrinks, so that no moment knows of neither.
-                        match table.enter_part(ring, process_id(), &tail, mapped.birth) {
-                            Some(part) => table.set(ring, &Mapped { state: mapped.state, ..part }),
-                            None => lose(ring),
-                        }
+                (false, false) => table.leave(ring, &mapped),
+                (false, true) => table.set(ring, &Mapped { range: mapped.between(to, mapped.end()), ..mapped }),
+                (true, false) => table.set(ring, &Mapped { range: mapped.between(mapped.start(), from), ..mapped }),
+                (true, true) => {
+                    // Entered before the first part shrinks, so that no moment knows of neither.
+                    match table.enter(ring, process_id(), &mapped.between(to, mapped.end())) {
+                        Some(part) => table.set(ring, &Mapped { state: mapped.state, ..part }),
+                        None => lose(ring),
                     }
+                    table.set(ring, &Mapped { range: mapped.between(mapped.start(), from), ..mapped });
                 }
             }
-            table.set(ring, &left);
         });
     }
+    taken
 }
