@@ -10,7 +10,11 @@ mod data;
 mod model;
 mod names;
 #[cfg(test)]
+mod random;
+mod renames;
+#[cfg(test)]
 mod tests;
+mod unnamed;
 
 use std::path::Path;
 use std::sync::Arc;

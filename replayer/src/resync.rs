@@ -5,7 +5,9 @@
 //! the last pass, for which the caller holds the primary still, the mirror is exact, and what the ledger knows of
 //! names is what the records up to then say.
 
+mod attributes;
 mod level;
+mod walk;
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -22,7 +24,8 @@ use crate::repair::Ranges;
 use crate::settle::Rest;
 use crate::tree;
 
-pub use level::{Leveling, Walk};
+pub use level::Leveling;
+pub use walk::Walk;
 
 /// A resync of one mirror.
 #[derive(Debug, Default)]

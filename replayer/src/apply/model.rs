@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use journal::record::{
     ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FileId, Header, Kind, Record, pack_owner,
@@ -13,8 +14,12 @@ use journal::record::{
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Timespec, XattrFlags};
 
 use super::{Applied, Applier, OwnerPolicy};
+use crate::resync::{Progress, Resync};
 use crate::settle::Rest;
 use crate::verify::{Difference, DifferenceKind, verify};
+
+/// No flags of renameat2(2).
+pub const PLAIN: RenameFlags = RenameFlags::empty();
 
 /// A record with its payload.
 #[derive(Debug, Clone)]
@@ -456,4 +461,16 @@ impl Mirror {
         self.rest();
         assert_eq!(self.differences(), []);
     }
+}
+
+/// Brings a mirror level while nothing happens.
+pub fn resync(mirror: &mut Mirror) {
+    let mut resync = Resync::new();
+    resync.begin(&mut mirror.applier).expect("begun");
+    first_pass(&mut resync, mirror);
+    assert_eq!(resync.finish(&mut mirror.applier).expect("finished"), []);
+}
+
+pub fn first_pass(resync: &mut Resync, mirror: &mut Mirror) {
+    while resync.step(&mut mirror.applier, Duration::from_millis(20)).expect("walked") == Progress::Walking {}
 }

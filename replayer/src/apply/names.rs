@@ -3,25 +3,20 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use journal::record::{FileId, Record, pack_owner, unpack_owner};
+use journal::record::{FileId, unpack_owner};
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::unnamed::UNNAMED;
 use super::{Applied, Applier};
-use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
-use crate::ledger::{EXCHANGED, Entry};
+use crate::error::{ReplayError, in_mirror, in_primary};
+use crate::ledger::Entry;
 use crate::limits::{Limit, is_refusal};
 use crate::paths;
 use crate::repair::PathRepair;
 use crate::resync::Leveling;
 use crate::tree;
-
-/// Where files without a name wait for one.
-const UNNAMED: &[u8] = b".lockstep/unnamed";
-
-/// Unnamed files from which on those of ended processes are looked for.
-const UNNAMED_MANY: usize = 64;
 
 /// What is in the way of an object that is to be made.
 enum Existing {
@@ -230,199 +225,6 @@ impl Applier {
         self.read_again(to, PathRepair::Tree)
     }
 
-    pub(super) fn rename(&mut self, record: &Record) -> Result<Applied, ReplayError> {
-        let (old, new) = (record.path1, record.path2);
-        let flags = RenameFlags::from_bits_retain(record.header.a as u32);
-        if old == new {
-            return Ok(Applied::Done);
-        }
-        let applied = if flags.contains(RenameFlags::EXCHANGE) {
-            self.exchange(record)?
-        } else {
-            self.rename_checked(record, flags.contains(RenameFlags::WHITEOUT))?
-        };
-        for path in [old, new] {
-            self.touch_parent(path);
-        }
-        self.touch_target(new);
-        if flags.intersects(RenameFlags::EXCHANGE | RenameFlags::WHITEOUT) {
-            self.ledger.touch_path(old);
-        }
-        Ok(applied)
-    }
-
-    /// A rename that replaces, with a look at what the mirror is thought to have under both names: after an import it
-    /// may be ahead of the records.
-    fn rename_checked(&mut self, record: &Record, leaves_whiteout: bool) -> Result<Applied, ReplayError> {
-        let (old, new, file) = (record.path1, record.path2, record.file());
-        let (at_old, at_new) = (self.ledger.bindings.file(old), self.ledger.bindings.file(new));
-        if at_old.is_some() && at_old == at_new {
-            // Two names of one file: rename(2) does nothing.
-            return Ok(Applied::Done);
-        }
-        let is_directory = FileType::from_raw_mode(record.header.b as u32) == FileType::Directory;
-        if is_directory || file.ino == 0 {
-            // A directory has no binding that would tell whether it is the one that was meant.
-            let doubtful = self.ledger.is_ahead(old) || self.ledger.is_ahead(new);
-            let applied = self.rename_plainly(record, leaves_whiteout)?;
-            return if doubtful { self.missing(new) } else { Ok(applied) };
-        }
-        if at_new == Some(file) {
-            // Done before, or read from a primary where it was.
-            if at_old.is_some() || self.look(old)?.is_some() {
-                self.missing(old)?;
-                return self.missing(new);
-            }
-            return Ok(Applied::Done);
-        }
-        let applied = self.rename_plainly(record, leaves_whiteout)?;
-        if at_old.is_some_and(|other| other != file) {
-            if let Some(other) = self.ledger.bindings.file(new) {
-                self.ledger.enter(Entry::Forget(other));
-            }
-            self.ledger.enter(Entry::AddName(file, new));
-            return self.missing(new);
-        }
-        if self.ledger.bindings.has(file) && self.ledger.bindings.file(new) != Some(file) {
-            self.ledger.enter(Entry::AddName(file, new));
-        }
-        Ok(applied)
-    }
-
-    fn rename_plainly(&mut self, record: &Record, leaves_whiteout: bool) -> Result<Applied, ReplayError> {
-        let (old, new) = (record.path1, record.path2);
-        let kind = FileType::from_raw_mode(record.header.b as u32);
-        if leaves_whiteout && let Some(applied) = self.whiteout_again(record)? {
-            return Ok(applied);
-        }
-        let mut result = self.rename_in_mirror(kind, old, new, RenameFlags::empty());
-        if matches!(result, Err(Errno::EXIST | Errno::NOTEMPTY | Errno::ISDIR | Errno::NOTDIR))
-            && self.look(old)?.is_some()
-            && self.look(new)?.is_some()
-        {
-            self.discard(new)?;
-            result = self.rename_in_mirror(kind, old, new, RenameFlags::empty());
-        }
-        let applied = match result {
-            Ok(()) => {
-                self.ledger.enter(Entry::Rename(old, new));
-                Applied::Done
-            }
-            Err(errno) if is_divergence(errno) => self.rename_of_nothing(old, new)?,
-            Err(errno) => return Err(in_mirror("rename", old)(errno)),
-        };
-        if leaves_whiteout {
-            let (mode, owner) = (u64::from(FileType::CharacterDevice.as_raw_mode()), pack_owner(u32::MAX, u32::MAX));
-            self.make_node(old, mode, owner, 0)?;
-        }
-        Ok(applied)
-    }
-
-    /// A rename whose source is not in the mirror, or whose target's directory is not.
-    fn rename_of_nothing(&mut self, old: &[u8], new: &[u8]) -> Result<Applied, ReplayError> {
-        if self.look(old)?.is_some() {
-            self.discard(old)?;
-            self.ledger.enter(Entry::Rename(old, new));
-            return self.missing(new);
-        }
-        let waits = self.ledger.pending().path(old) == Some(PathRepair::Tree);
-        if waits || self.ledger.is_absent(old) {
-            // It was never here, and takes the place of what is.
-            self.discard(new)?;
-            self.ledger.enter(Entry::Rename(old, new));
-            return Ok(if waits { Applied::Repair } else { Applied::Done });
-        }
-        let is_there = self.look(new)?.is_some();
-        if self.ledger.knows(old) {
-            self.ledger.enter(Entry::Rename(old, new));
-        }
-        if is_there { Ok(Applied::Done) } else { self.missing(new) }
-    }
-
-    fn rename_in_mirror(
-        &mut self,
-        kind: FileType,
-        old: &[u8],
-        new: &[u8],
-        flags: RenameFlags,
-    ) -> rustix::io::Result<()> {
-        // A directory that moves to another one is changed itself, because of its `..`.
-        let directories = [paths::parent(old), paths::parent(new), old];
-        // An exchange moves two objects.
-        let is_directory_moved = !flags.is_empty() || kind != FileType::RegularFile;
-        let result = self.mirror.with_access(&directories, |mirror| {
-            let (from, old) = mirror.place(old)?;
-            let (to, new) = mirror.place(new)?;
-            if flags.is_empty() {
-                rustix::fs::renameat(&from, old, &to, new)
-            } else {
-                rustix::fs::renameat_with(&from, old, &to, new, flags)
-            }
-        });
-        if is_directory_moved {
-            self.mirror.forget(old);
-            self.mirror.forget(new);
-        }
-        result
-    }
-
-    /// Exchanging twice undoes it, so what is about to be done is entered first.
-    fn exchange(&mut self, record: &Record) -> Result<Applied, ReplayError> {
-        let (a, b, seq) = (record.path1, record.path2, record.header.seq);
-        let before = self.ledger.intent(seq).filter(|_| seq != 0);
-        if before == Some(EXCHANGED) {
-            return Ok(Applied::Done);
-        }
-        let (Some(at_a), Some(_)) = (self.look(a)?, self.look(b)?) else {
-            self.ledger.enter(Entry::Exchange(a, b));
-            self.discard(a)?;
-            self.discard(b)?;
-            self.missing(a)?;
-            return self.missing(b);
-        };
-        if before.is_none_or(|ino| ino == at_a.st_ino) {
-            self.ledger.enter(Entry::Intent(seq, at_a.st_ino));
-            self.ledger.flush()?;
-            match self.rename_in_mirror(FileType::Unknown, a, b, RenameFlags::EXCHANGE) {
-                Ok(()) => {}
-                Err(errno) if is_refusal(errno) => self.exchange_in_steps(a, b)?,
-                Err(errno) => return Err(in_mirror("exchange", a)(errno)),
-            }
-        }
-        self.ledger.enter(Entry::Exchange(a, b));
-        Ok(Applied::Done)
-    }
-
-    /// For file systems that can't exchange: by way of a hidden name. Not one step for those who look at the mirror.
-    fn exchange_in_steps(&mut self, a: &[u8], b: &[u8]) -> Result<(), ReplayError> {
-        self.make_hidden_directory()?;
-        let aside = paths::join(UNNAMED, b"exchanged");
-        for (from, to) in [(a, &aside[..]), (b, a), (&aside, b)] {
-            self.rename_in_mirror(FileType::Unknown, from, to, RenameFlags::empty())
-                .map_err(in_mirror("exchange", from))?;
-        }
-        Ok(())
-    }
-
-    /// For a rename that leaves a whiteout and may have been applied: the name is there before and after.
-    fn whiteout_again(&mut self, record: &Record) -> Result<Option<Applied>, ReplayError> {
-        let (old, new, seq) = (record.path1, record.path2, record.header.seq);
-        let Some(stat) = self.look(old)? else { return Ok(None) };
-        match self.ledger.intent(seq).filter(|_| seq != 0) {
-            Some(before) if before != stat.st_ino => {
-                if self.ledger.knows(old) && self.ledger.bindings.file(old).is_some() {
-                    self.ledger.enter(Entry::Rename(old, new));
-                }
-                Ok(Some(Applied::Done))
-            }
-            _ => {
-                self.ledger.enter(Entry::Intent(seq, stat.st_ino));
-                self.ledger.flush()?;
-                Ok(None)
-            }
-        }
-    }
-
     pub(super) fn unlink(&mut self, path: &[u8], file: FileId) -> Result<Applied, ReplayError> {
         if file.ino != 0 && self.ledger.bindings.file(path).is_some_and(|other| other != file) {
             // The mirror has another file there: it is ahead of the records, or was mistaken.
@@ -453,65 +255,6 @@ impl Applier {
             self.ledger.enter(Entry::Remove(path));
         }
         self.touch_parent(path);
-    }
-
-    pub(super) fn create_unnamed(&mut self, record: &Record) -> Result<Applied, ReplayError> {
-        if self.ledger.unnamed().len() >= UNNAMED_MANY {
-            self.sweep_unnamed()?;
-        }
-        self.make_hidden_directory()?;
-        let file = record.file();
-        let path = unnamed_path(file);
-        // One of that number is of an earlier file, or was made by this record and not written to since.
-        self.discard(&path)?;
-        let applied = self.create(&path, file, record.header.a, record.header.b)?;
-        self.ledger.enter(Entry::Unnamed(file, record.pid()));
-        Ok(applied)
-    }
-
-    /// Removes unnamed files whose makers have ended. Should another process still hold one and give it a name, its
-    /// content is read from the primary.
-    fn sweep_unnamed(&mut self) -> Result<(), ReplayError> {
-        let ended = |pid: u32| !std::path::Path::new(&format!("/proc/{pid}")).exists();
-        let files: Vec<FileId> =
-            self.ledger.unnamed().iter().filter(|(_, pid)| ended(**pid)).map(|(file, _)| *file).collect();
-        for file in files {
-            let path = unnamed_path(file);
-            self.discard(&path)?;
-            self.ledger.enter(Entry::Remove(&path));
-        }
-        Ok(())
-    }
-
-    /// Removes hidden files that nothing in the ledger stands for.
-    pub(super) fn remove_stray_unnamed(&mut self) -> Result<(), ReplayError> {
-        if self.mirror.look(UNNAMED).map_err(in_mirror("stat", UNNAMED))?.is_none() {
-            return Ok(());
-        }
-        for (name, _) in self.mirror.list(UNNAMED).map_err(in_mirror("list", UNNAMED))? {
-            let path = paths::join(UNNAMED, &name);
-            if self.ledger.bindings.file(&path).is_none() && name != b"exchanged" {
-                self.mirror.remove(&path).map_err(in_mirror("remove", &path))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes every unnamed file, before a resync.
-    pub(crate) fn remove_unnamed(&mut self) -> Result<(), ReplayError> {
-        self.mirror.remove(UNNAMED).map_err(in_mirror("remove", UNNAMED))
-    }
-
-    fn make_hidden_directory(&mut self) -> Result<(), ReplayError> {
-        for path in [paths::RESERVED, UNNAMED] {
-            let (directory, name) = self.mirror.place(path).map_err(in_mirror("open", path))?;
-            match rustix::fs::mkdirat(&directory, name, Mode::RWXU) {
-                Ok(()) => self.ledger.touch_path(b""),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(in_mirror("make directory", path)(errno)),
-            }
-        }
-        Ok(())
     }
 
     /// Something came to `path` from outside, or left it for there, so what was there is no more.
@@ -628,10 +371,6 @@ fn limit_of(operation: &str, kind: FileType) -> Option<Limit> {
         _ if operation == "make symbolic link" => Some(Limit::Symlink),
         _ => None,
     }
-}
-
-fn unnamed_path(file: FileId) -> Vec<u8> {
-    paths::join(UNNAMED, format!("{}-{}", file.dev, file.ino).as_bytes())
 }
 
 fn link_in(mirror: &mut tree::Tree, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {

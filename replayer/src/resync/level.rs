@@ -7,17 +7,18 @@ use std::collections::{HashMap, HashSet};
 
 use journal::record::FileId;
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, FileType, IFlags, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::apply::{Applier, FLAGS};
+use super::attributes::differing_flags;
+use super::walk::Walk;
+use crate::apply::Applier;
 use crate::content::Size;
 use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
 use crate::ledger::Entry;
 use crate::limits::{Limit, is_refusal};
 use crate::paths;
 use crate::tree;
-use crate::xattrs;
 
 /// Bytes of one file that are compared before others get a turn.
 const STRETCH_BYTES: u64 = 16 << 20;
@@ -49,7 +50,7 @@ enum Binds {
 }
 
 /// What an object is, once it is equal.
-enum Leveled {
+pub(super) enum Leveled {
     /// Not there, or nothing more to do.
     Done,
     /// A directory whose contents have not been looked at.
@@ -60,27 +61,14 @@ enum Leveled {
 
 /// A large file on its way.
 #[derive(Debug)]
-struct Copying {
-    path: Vec<u8>,
-    primary: OwnedFd,
-    mirror: OwnedFd,
-    stat: Stat,
-    done: u64,
-    is_new: bool,
-    flags: Option<u32>,
-}
-
-/// A walk over a tree, one object at a time.
-#[derive(Debug)]
-pub struct Walk {
-    frames: Vec<Frame>,
-    copying: Option<Box<Copying>>,
-}
-
-#[derive(Debug)]
-struct Frame {
-    path: Vec<u8>,
-    names: std::vec::IntoIter<Vec<u8>>,
+pub(super) struct Copying {
+    pub(super) path: Vec<u8>,
+    pub(super) primary: OwnedFd,
+    pub(super) mirror: OwnedFd,
+    pub(super) stat: Stat,
+    pub(super) done: u64,
+    pub(super) is_new: bool,
+    pub(super) flags: Option<u32>,
 }
 
 impl Leveling {
@@ -92,71 +80,6 @@ impl Leveling {
     /// From now on files are compared again, even those that were met before.
     pub fn begin_pass(&mut self) {
         self.compared.clear();
-    }
-}
-
-impl Walk {
-    /// Begins at `path`; nothing if the primary has nothing there.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
-    pub fn start(applier: &mut Applier, path: &[u8], leveling: &mut Leveling) -> Result<Option<Self>, ReplayError> {
-        let in_primary = applier.primary.look(path).map_err(in_primary("stat", path));
-        match in_primary {
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(None),
-            Err(error) if error.errno() == Some(Errno::ACCESS) => {
-                leveling.unreadable.push((path.to_vec(), Errno::ACCESS));
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        }
-        applier.level_parents(path)?;
-        let mut walk = Self { frames: Vec::new(), copying: None };
-        walk.visit(applier, path, leveling)?;
-        Ok(Some(walk))
-    }
-
-    /// Does one more object or a stretch of a large one; false when there is none.
-    ///
-    /// # Errors
-    /// [`ReplayError`].
-    pub fn advance(&mut self, applier: &mut Applier, leveling: &mut Leveling) -> Result<bool, ReplayError> {
-        if let Some(mut copying) = self.copying.take() {
-            if applier.copy_stretch(&mut copying, leveling)? {
-                applier.level_attributes(&copying.path, &copying.stat, copying.is_new, copying.flags, leveling)?;
-            } else {
-                self.copying = Some(copying);
-            }
-            return Ok(true);
-        }
-        let Some(frame) = self.frames.last_mut() else { return Ok(false) };
-        if let Some(name) = frame.names.next() {
-            let path = paths::join(&frame.path, &name);
-            self.visit(applier, &path, leveling)?;
-            return Ok(true);
-        }
-        if let Some(frame) = self.frames.pop() {
-            // Its times come last, because what was done below it changed them.
-            match applier.primary.look(&frame.path) {
-                Ok(Some(stat)) => applier.level_directory_attributes(&frame.path, &stat, leveling)?,
-                Ok(None) | Err(Errno::ACCESS) => {}
-                Err(errno) => return Err(in_primary("stat", &frame.path)(errno)),
-            }
-        }
-        Ok(true)
-    }
-
-    fn visit(&mut self, applier: &mut Applier, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
-        match applier.level_object(path, leveling)? {
-            Leveled::Done => {}
-            Leveled::Large(copying) => self.copying = Some(copying),
-            Leveled::Directory(_) => {
-                let names = applier.level_list(path, leveling)?;
-                self.frames.push(Frame { path: path.to_vec(), names: names.into_iter() });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -235,7 +158,7 @@ impl Applier {
     }
 
     /// Makes the directories above `path` that the mirror does not have.
-    fn level_parents(&mut self, path: &[u8]) -> Result<(), ReplayError> {
+    pub(super) fn level_parents(&mut self, path: &[u8]) -> Result<(), ReplayError> {
         let directories: Vec<&[u8]> = paths::ancestors(paths::parent(path)).collect();
         if self.look(paths::parent(path))?.is_some_and(|stat| tree::file_type(&stat) == FileType::Directory) {
             return Ok(());
@@ -250,7 +173,7 @@ impl Applier {
     }
 
     /// The names of directory `path` in the primary; those that only the mirror has are removed there.
-    fn level_list(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Vec<Vec<u8>>, ReplayError> {
+    pub(super) fn level_list(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Vec<Vec<u8>>, ReplayError> {
         let ours = match self.primary.list(path) {
             Ok(names) => names,
             Err(errno) if is_divergence(errno) => return Ok(Vec::new()),
@@ -280,7 +203,7 @@ impl Applier {
     }
 
     /// Makes the object `path` equal, without what is below a directory and without the attributes of one.
-    fn level_object(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Leveled, ReplayError> {
+    pub(super) fn level_object(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<Leveled, ReplayError> {
         if paths::is_reserved(path) {
             return Ok(Leveled::Done);
         }
@@ -492,7 +415,7 @@ impl Applier {
     }
 
     /// Compares one stretch of a large file; true when it was the last.
-    fn copy_stretch(&mut self, copying: &mut Copying, leveling: &mut Leveling) -> Result<bool, ReplayError> {
+    pub(super) fn copy_stretch(&mut self, copying: &mut Copying, leveling: &mut Leveling) -> Result<bool, ReplayError> {
         let Copying { path, primary, mirror, done, .. } = copying;
         let end = *done + STRETCH_BYTES;
         let is_last = end >= rustix::fs::fstat(&*primary).map_err(in_primary("stat", path))?.st_size as u64;
@@ -568,90 +491,6 @@ impl Applier {
             Err(errno) => Err(in_mirror(operation, path)(errno)),
         }
     }
-
-    /// Makes owner, extended attributes, mode, times and flags of `path` equal, in the order in which the kernel lets
-    /// the later ones stand.
-    fn level_attributes(
-        &mut self,
-        path: &[u8],
-        wanted: &Stat,
-        is_new: bool,
-        flags: Option<u32>,
-        leveling: &mut Leveling,
-    ) -> Result<(), ReplayError> {
-        let Some(there) = self.look(path)? else { return Ok(()) };
-        let kind = tree::file_type(wanted);
-        if tree::file_type(&there) != kind {
-            return Ok(());
-        }
-        self.own(path, &there, wanted.st_uid, wanted.st_gid)?;
-        self.level_xattrs(path, leveling)?;
-        let Some(there) = self.look(path)? else { return Ok(()) };
-        if kind != FileType::Symlink && there.st_mode != wanted.st_mode {
-            self.set_mode(path, wanted.st_mode)?;
-        }
-        let mtime = tree::mtime_of(wanted);
-        if is_new || mtime != tree::mtime_of(&there) {
-            let atime = is_new.then(|| tree::atime_of(wanted));
-            self.set_times(path, atime, Some(mtime))?;
-        }
-        if let Some(flags) = flags {
-            self.set_flags(path, flags)?;
-        }
-        Ok(())
-    }
-
-    fn level_directory_attributes(
-        &mut self,
-        path: &[u8],
-        wanted: &Stat,
-        leveling: &mut Leveling,
-    ) -> Result<(), ReplayError> {
-        let is_possible = !self.limits.has(Limit::Flags);
-        let flags = if is_possible { differing_flags(self.primary.flags(path), self.mirror.flags(path)) } else { None };
-        self.level_attributes(path, wanted, false, flags, leveling)
-    }
-
-    fn level_xattrs(&mut self, path: &[u8], leveling: &mut Leveling) -> Result<(), ReplayError> {
-        let ours = match xattrs::names(&mut self.primary, path) {
-            Ok(ours) => ours,
-            Err(errno) if is_divergence(errno) => return Ok(()),
-            Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
-                leveling.unreadable.push((path.to_vec(), errno));
-                return Ok(());
-            }
-            Err(errno) => return Err(in_primary("list the extended attributes of", path)(errno)),
-        };
-        let listed = self.mirror.with_access(&[paths::parent(path)], |mirror| xattrs::names(mirror, path));
-        let theirs = listed.map_err(in_mirror("list the extended attributes of", path))?;
-        for name in theirs.iter().filter(|name| ours.binary_search(name).is_err()) {
-            self.change_xattr(path, name, None)?;
-        }
-        for name in &ours {
-            let value = match xattrs::get(&mut self.primary, path, name) {
-                Ok(Some(value)) => value,
-                Ok(None) => continue,
-                Err(errno) if is_divergence(errno) => return Ok(()),
-                Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
-                    leveling.unreadable.push((path.to_vec(), errno));
-                    continue;
-                }
-                Err(errno) => return Err(in_primary("read an extended attribute of", path)(errno)),
-            };
-            let is_there = theirs.binary_search(name).is_ok();
-            if !is_there || xattrs::get(&mut self.mirror, path, name).ok().flatten().as_ref() != Some(&value) {
-                self.change_xattr(path, name, Some(&value))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The primary's inode flags, if those that count are not the mirror's.
-fn differing_flags(ours: Option<IFlags>, theirs: Option<IFlags>) -> Option<u32> {
-    let ours = ours?.bits();
-    let theirs = theirs.map_or(0, |flags| flags.bits());
-    (ours & FLAGS != theirs & FLAGS).then_some(ours)
 }
 
 enum Content {
