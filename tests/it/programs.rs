@@ -51,7 +51,6 @@ const PROCESSES: Program = Program { deaths: Deaths::InTheMiddle, ..program("pro
 const THREADS: Program = Program { deaths: Deaths::InTheMiddle, ..program("threads", Tree::Varies, 8000) };
 const LOADING: Program = program("loading", Tree::Same, 20);
 const SCRIBBLE: Program = program("scribble", Tree::Same, 8000);
-const VANISHING: Program = program("vanishing", Tree::Same, 1000);
 const MAPPING: Program = Program { deaths: Deaths::InTheMiddle, ..program("mapping", Tree::Varies, 40) };
 const UNTRACKED: Program = Program { deaths: Deaths::InTheMiddle, ..program("untracked", Tree::Varies, 500) };
 const AIO: Program = Program { deaths: Deaths::InTheMiddle, ..program("aio", Tree::Varies, 40) };
@@ -175,11 +174,6 @@ fn calls_that_the_dynamic_linker_does_not_bind() {
 #[test]
 fn a_buffer_that_changes_during_the_write() {
     check(&SCRIBBLE);
-}
-
-#[test]
-fn a_buffer_whose_pages_vanish_during_the_write() {
-    check(&VANISHING);
 }
 
 #[test]
