@@ -2,11 +2,10 @@
 #![allow(unsafe_code)]
 
 use journal::Ring;
-use journal::locks::StripeIndex;
 use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FileId, Kind};
 use libc::iovec;
 
-use crate::descriptors::{APPENDS, DIRECT, MAYBE_OUTSIDE, READS, Verdict};
+use crate::descriptors::{self, APPENDS, DIRECT, MAYBE_OUTSIDE, Verdict};
 use crate::operation::{Draft, Operation, Pending};
 use crate::readable;
 use crate::state;
@@ -218,7 +217,8 @@ fn record_write(ring: &Ring, target: Target, parts: &[iovec], offset: Offset, rw
     let Some(mut operation) = Operation::on_contents(ring) else {
         return write_pieces(target.fd, parts, offset, rwf);
     };
-    operation.lock(&mut [StripeIndex::of_file(target.file)]);
+    operation.lock_file(target.file, target.record_flags());
+    let meaning = descriptors::meaning(target.fd);
     let appends = (target.flags & APPENDS != 0 || rwf & RWF_APPEND != 0) && rwf & RWF_NOAPPEND == 0;
     let mut source = Source { parts, skip: 0 };
     let mut done = 0;
@@ -233,16 +233,52 @@ fn record_write(ring: &Ring, target: Target, parts: &[iovec], offset: Offset, rw
             break if done > 0 { done as isize } else { written };
         }
         done += written as usize;
-        if (written as usize) < wanted || done >= total {
+        if (written as usize) < wanted || done >= total || is_at_size_limit(target.fd, offset, done) {
             break done as isize;
         }
         source = source.after(written as usize);
     };
-    if ring.was_nested(operation.me) {
-        // A signal handler has changed the same file between our claim and our call, or between call and commit.
+    // overlayfs appends all the same, and answers as if it had not.
+    let may_have_appended = rwf & RWF_NOAPPEND != 0 && target.flags & APPENDS != 0;
+    if may_have_appended {
         operation.reread(target.file, 0, u64::MAX, target.record_flags());
     }
+    if descriptors::meaning(target.fd) != meaning || is_other(ring, target) {
+        reread_both(&operation, target);
+    }
     result
+}
+
+/// True when the next piece would begin at the largest size that the process may write (RLIMIT_FSIZE): the kernel would
+/// send SIGXFSZ for it, and doesn't for a whole write that is only cut short there.
+fn is_at_size_limit(fd: i32, offset: Offset, done: usize) -> bool {
+    let mut limit = [0u64; 2];
+    // SAFETY: the kernel writes two words.
+    unsafe { syscall!(libc::SYS_prlimit64, 0, libc::RLIMIT_FSIZE, 0, limit.as_mut_ptr()) };
+    let next = match offset {
+        Offset::Current => position(fd),
+        Offset::At(at) => at.saturating_add(done as i64),
+    };
+    next as u64 >= limit[0]
+}
+
+/// True when the descriptor is known to be another file than the one that the write began with.
+fn is_other(ring: &Ring, target: Target) -> bool {
+    match identify::known(ring, target.fd) {
+        Verdict::File(file, _) => file != target.file,
+        Verdict::Outside(_) => true,
+        Verdict::Unknown => false,
+    }
+}
+
+/// Another thread has given the descriptor a new meaning during the write (dup2(2)): either file may have been written.
+#[cold]
+fn reread_both(operation: &Operation<'_>, target: Target) {
+    operation.reread(target.file, 0, u64::MAX, target.record_flags());
+    if let Verdict::File(file, flags) = identify::descriptor(operation.ring, target.fd) {
+        let other = Target { file, flags, ..target };
+        operation.reread(file, 0, u64::MAX, other.record_flags());
+    }
 }
 
 fn record_piece(
@@ -306,13 +342,9 @@ fn conclude_write(
     result: isize,
 ) {
     let start = if appends {
-        // Under the file's lock nobody else appends. The position is cheaper than the size, and right unless a reader
-        // of the same descriptor moves it.
-        let end = match offset {
-            Offset::Current if target.flags & READS == 0 => Some(position(target.fd)),
-            _ => stat_descriptor(target.fd).ok().map(|stat| stat.st_size),
-        };
-        end.map(|end| end - result as i64)
+        // Under the file's lock nobody else appends, so it has become the end. The position would be cheaper to ask for,
+        // but whoever shares the descriptor may move it.
+        stat_descriptor(target.fd).ok().map(|stat| stat.st_size - result as i64)
     } else {
         match offset {
             Offset::Current => Some(before).filter(|before| before + result as i64 == position(target.fd)),
