@@ -4,7 +4,7 @@
 //! (inherited, received, opened by handle). Every call that gives a descriptor number a new meaning resets it.
 #![allow(unsafe_code)]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use journal::Ring;
 use journal::record::FileId;
@@ -86,15 +86,34 @@ pub fn reset_range(first: u32, last: u32) {
     }
 }
 
+/// True when [`meaning`] tells one meaning of `fd` from the next.
+pub fn is_remembered(fd: i32) -> bool {
+    entry(fd).is_some() && REMEMBERS.load(Ordering::Relaxed)
+}
+
 /// How often the number `fd` has got a new meaning: with the number, a key for what was found out about it.
 pub fn meaning(fd: i32) -> u64 {
     entry(fd).map_or(0, |entry| entry.word.load(Ordering::Acquire) >> 8 & 0xff_ffff)
 }
 
+/// Not set while threads of the process have descriptors of their own (unshare(2) with CLONE_FILES): then one table
+/// can't hold what a number means.
+static REMEMBERS: AtomicBool = AtomicBool::new(true);
+
+/// From now on nothing is remembered: a thread has got descriptors of its own.
+pub fn stop_remembering() {
+    REMEMBERS.store(false, Ordering::SeqCst);
+    reset_range(0, u32::MAX);
+}
+
+fn may_remember() -> bool {
+    REMEMBERS.load(Ordering::Relaxed) && !crate::state::is_borrowed_memory()
+}
+
 /// Remembers that `fd` is a file of the primary. Not for children that borrow their parent's memory.
 pub fn set_file(fd: i32, file: FileId, flags: u64) {
     if let Some(entry) = entry(fd)
-        && !crate::state::is_borrowed_memory()
+        && may_remember()
     {
         let count = entry.word.load(Ordering::Relaxed) & 0xffff_ff00;
         entry.ino.store(file.ino, Ordering::Relaxed);
@@ -105,7 +124,7 @@ pub fn set_file(fd: i32, file: FileId, flags: u64) {
 /// Remembers that `fd` is none of our business, until a file comes in from outside.
 pub fn set_outside(ring: &Ring, fd: i32, flags: u64) {
     if let Some(entry) = entry(fd)
-        && !crate::state::is_borrowed_memory()
+        && may_remember()
     {
         let generation = ring.header().outside_generation.load(Ordering::Relaxed);
         let count = entry.word.load(Ordering::Relaxed) & 0xffff_ff00;
@@ -113,14 +132,23 @@ pub fn set_outside(ring: &Ring, fd: i32, flags: u64) {
     }
 }
 
-/// Notes new status flags of `fd` (F_SETFL).
+/// Notes new status flags of `fd` (F_SETFL), and of all descriptors of the same file: they may share them.
 pub fn set_status(fd: i32, status: i32) {
-    if let Some(entry) = entry(fd) {
-        let word = entry.word.load(Ordering::Relaxed);
-        if word & VERDICT == FILE {
-            entry.word.store(word & !(APPENDS | DIRECT) | flags_of(status) & (APPENDS | DIRECT), Ordering::Release);
-        }
+    let Some(changed) = entry(fd) else { return };
+    let word = changed.word.load(Ordering::Relaxed);
+    if word & VERDICT != FILE {
+        return;
     }
+    let ino = changed.ino.load(Ordering::Relaxed);
+    let is_same = |entry: &&Entry| {
+        entry.word.load(Ordering::Relaxed) & VERDICT == FILE && entry.ino.load(Ordering::Relaxed) == ino
+    };
+    for other in TABLE.iter().filter(is_same) {
+        // The next call through it asks anew.
+        let word = other.word.load(Ordering::Relaxed);
+        other.word.store(word & 0xffff_ff00 | UNKNOWN, Ordering::Release);
+    }
+    changed.word.store(word & !(APPENDS | DIRECT) | flags_of(status) & (APPENDS | DIRECT), Ordering::Release);
 }
 
 /// The entry's flags for the status flags of open(2) and F_GETFL.
@@ -139,7 +167,7 @@ pub fn copy(from: i32, to: i32) {
     reset(to);
     let (Some(source), Some(target)) = (entry(from), entry(to)) else { return };
     let word = source.word.load(Ordering::Acquire);
-    if word & VERDICT != UNKNOWN && !crate::state::is_borrowed_memory() {
+    if word & VERDICT != UNKNOWN && may_remember() {
         let count = target.word.load(Ordering::Relaxed) & 0xffff_ff00;
         target.ino.store(source.ino.load(Ordering::Relaxed), Ordering::Relaxed);
         target.word.store(word & !0xffff_ff00 | count, Ordering::Release);

@@ -12,8 +12,9 @@ use journal::Ring;
 
 use crate::buffer::Buffer;
 use crate::descriptors;
+use crate::hooks::blocking;
 use crate::state;
-use crate::sys::{HERE, close, descriptor_path, error, is_error, read_link, stat_at, stat_descriptor, syscall};
+use crate::sys::{HERE, close, descriptor_path, error, is_error, read_link, stat_descriptor, syscall};
 
 /// Where a directory lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,12 +71,17 @@ pub fn find(ring: &Ring, dirfd: i32, name: &[u8], path: &mut Buffer) -> Found {
 /// What a relative spelling starts from, as a key; `None` when answers must not be remembered.
 fn anchor(dirfd: i32, name: &[u8]) -> Option<u64> {
     if name.first() == Some(&b'/') {
-        Some(1)
-    } else if dirfd == HERE {
+        return Some(1);
+    }
+    if blocking::is_threaded() && state::is_borrowed_memory() {
+        // A child that shares memory with its parent's other threads has a directory and descriptors of its own.
+        return None;
+    }
+    if dirfd == HERE {
         let differ = state::DIRECTORIES_DIFFER.load(Ordering::Relaxed);
         (!differ).then(|| state::DIRECTORY_CHANGES.load(Ordering::Relaxed) << 2 | 2)
     } else {
-        (dirfd >= 0).then(|| (dirfd as u64) << 32 | descriptors::meaning(dirfd) << 2 | 3)
+        descriptors::is_remembered(dirfd).then(|| (dirfd as u64) << 32 | descriptors::meaning(dirfd) << 2 | 3)
     }
 }
 
@@ -99,11 +105,13 @@ fn is_literal(ring: &Ring, anchor: u64, dirfd: i32, name: &[u8], path: &[u8]) ->
     }
 }
 
-fn find_slowly(ring: &Ring, dirfd: i32, name: &[u8], path: &mut Buffer) -> (Found, (u64, u64)) {
-    let none = (0, 0);
+fn find_slowly(ring: &Ring, dirfd: i32, name: &[u8], path: &mut Buffer) -> (Found, Identity) {
+    let none = (0, 0, 0);
     if name.is_empty() && dirfd != HERE {
         let identity = match stat_descriptor(dirfd) {
-            Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => (stat.st_dev, stat.st_ino),
+            Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => {
+                identity_of(dirfd, c"".as_ptr(), libc::AT_EMPTY_PATH).unwrap_or(none)
+            }
             Ok(_) => return (Found::Failed(error(libc::ENOTDIR)), none),
             Err(error) => return (Found::Failed(error), none),
         };
@@ -120,10 +128,29 @@ fn find_slowly(ring: &Ring, dirfd: i32, name: &[u8], path: &mut Buffer) -> (Foun
         return (if out_of_descriptors { Found::Unclear } else { Found::Failed(opened) }, none);
     }
     let fd = opened as i32;
-    let identity = stat_descriptor(fd).map_or(none, |stat| (stat.st_dev, stat.st_ino));
+    let identity = identity_of(fd, c"".as_ptr(), libc::AT_EMPTY_PATH).unwrap_or(none);
     let found = path_of(ring, fd, path);
     close(fd);
     (found, identity)
+}
+
+/// Device, inode and time of birth: a directory that was made after another was removed may have its inode number.
+type Identity = (u64, u64, u64);
+
+/// The identity of a directory, by one system call. statx(2).
+fn identity_of(dirfd: i32, path: *const libc::c_char, flags: i32) -> Option<Identity> {
+    let mut stat = core::mem::MaybeUninit::<libc::statx>::zeroed();
+    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: the kernel checks the path's address and fills the structure.
+    let result = unsafe { syscall!(libc::SYS_statx, dirfd, path, flags, mask, stat.as_mut_ptr()) };
+    if is_error(result) {
+        return None;
+    }
+    // SAFETY: zeroed, and filled by the call.
+    let stat = unsafe { stat.assume_init() };
+    let birth =
+        (stat.stx_btime.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(u64::from(stat.stx_btime.tv_nsec));
+    Some((u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor), stat.stx_ino, birth))
 }
 
 /// The path of what `fd` stands for, below the primary.
@@ -290,7 +317,7 @@ const PATH_BYTES: usize = 168;
 struct Cached {
     generation: u64,
     anchor: u64,
-    identity: (u64, u64),
+    identity: Identity,
     inside: bool,
     trusted: bool,
     name_bytes: u8,
@@ -311,7 +338,7 @@ unsafe impl Sync for CacheEntry {}
 const EMPTY: Cached = Cached {
     generation: 0,
     anchor: 0,
-    identity: (0, 0),
+    identity: (0, 0, 0),
     inside: false,
     trusted: false,
     name_bytes: 0,
@@ -353,11 +380,7 @@ fn cache_look_up(generation: u64, anchor: u64, dirfd: i32, name: &[u8], path: &m
     }
     if !trusted {
         let spelling = Buffer::of(if name.is_empty() { b"." } else { name })?;
-        let same = match stat_at(dirfd, spelling.as_ptr(), 0) {
-            Ok(stat) => (stat.st_dev, stat.st_ino) == identity,
-            Err(_) => false,
-        };
-        if !same {
+        if identity_of(dirfd, spelling.as_ptr(), 0) != Some(identity) {
             return None;
         }
     }
@@ -370,7 +393,7 @@ fn cache_store(
     name: &[u8],
     path: &[u8],
     found: Found,
-    identity: (u64, u64),
+    identity: Identity,
     trusted: bool,
 ) {
     let path = if found == Found::Inside { path } else { b"" };

@@ -249,6 +249,22 @@ redhook::hook! { unsafe fn sync() => h_sync {
     hooks::descriptor::sync_all(|| unsafe { syscall!(libc::SYS_sync) });
 } }
 redhook::hook! { unsafe fn closefrom(first: c_int) => h_closefrom { hooks::descriptor::closefrom(first) } }
+redhook::hook! { unsafe fn longjmp(e: *const c_void, v: c_int) => h_longjmp {
+    // SAFETY: the program's own arguments.
+    unsafe { hooks::jump::LONGJMP.go(e, v) }
+} }
+redhook::hook! { unsafe fn _longjmp(e: *const c_void, v: c_int) => h__longjmp {
+    // SAFETY: the program's own arguments.
+    unsafe { hooks::jump::UNDERSCORE_LONGJMP.go(e, v) }
+} }
+redhook::hook! { unsafe fn siglongjmp(e: *const c_void, v: c_int) => h_siglongjmp {
+    // SAFETY: the program's own arguments.
+    unsafe { hooks::jump::SIGLONGJMP.go(e, v) }
+} }
+redhook::hook! { unsafe fn __longjmp_chk(e: *const c_void, v: c_int) => h___longjmp_chk {
+    // SAFETY: the program's own arguments.
+    unsafe { hooks::jump::LONGJMP_CHECKED.go(e, v) }
+} }
 redhook::hook! { unsafe fn dlmopen(namespace: c_long, name: *const c_char, mode: c_int) -> *mut c_void => h_dlmopen {
     // SAFETY: the program's own arguments; the table holds our hooks.
     unsafe { hooks::loader::dlmopen(namespace, name, mode, &patches()) }

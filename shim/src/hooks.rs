@@ -6,6 +6,7 @@ pub mod blocking;
 pub mod copy;
 pub mod descriptor;
 pub mod identify;
+pub mod jump;
 pub mod loader;
 pub mod mapping;
 pub mod memory;

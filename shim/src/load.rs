@@ -32,6 +32,7 @@ unsafe extern "C" fn initialise(_: c_int, _: *const *const c_char, environment: 
     process::attach(&ring);
     state::publish(ring);
     process::prepare();
+    crate::hooks::jump::prepare();
     let mut patches = exports::patches();
     let disabled = value(b"LOCKSTEP_TEST_DISABLE=").map_or(0, |hook| disable(&mut patches, hook));
     let enabled = patches.get(..patches.len() - disabled).unwrap_or_default();

@@ -73,6 +73,8 @@ pub struct Operation<'r> {
     /// The calling thread's slot.
     pub me: Owner,
     held: [Option<StripeIndex>; LOCKS_MAX],
+    /// The file whose contents or attributes change, and the flags of its records.
+    subject: Option<(FileId, u8)>,
     entered: Entered,
     /// Restored last: fields are dropped after `Operation::drop` has run.
     _signals: Option<SignalsBlocked>,
@@ -101,7 +103,7 @@ impl<'r> Operation<'r> {
                 Some(signals)
             }
         };
-        Some(Self { ring, me, held: [None; LOCKS_MAX], entered, _signals: signals })
+        Some(Self { ring, me, held: [None; LOCKS_MAX], subject: None, entered, _signals: signals })
     }
 
     /// Enters an operation on the contents or attributes of files that are known by their inode.
@@ -134,6 +136,13 @@ impl<'r> Operation<'r> {
             }
             last = Some(*stripe);
         }
+    }
+
+    /// Takes the lock of the file that the operation is about. If a signal handler changes the same file meanwhile, it is
+    /// re-read in the end: the order of the two records may not be that of the effects.
+    pub fn lock_file(&mut self, file: FileId, flags: u8) {
+        self.subject = Some((file, flags));
+        self.lock(&mut [StripeIndex::of_file(file)]);
     }
 
     /// [`Operation::lock`] for what is there of `stripes`.
@@ -241,6 +250,11 @@ impl<'r> Operation<'r> {
 
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
+        if let Some((file, flags)) = self.subject
+            && self.ring.was_nested(self.me)
+        {
+            self.reread(file, 0, u64::MAX, flags);
+        }
         for stripe in self.held.iter().rev().flatten() {
             self.ring.unlock(*stripe);
         }

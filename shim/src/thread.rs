@@ -95,6 +95,18 @@ pub fn slot(ring: &Ring) -> Option<Owner> {
     slot_slow(ring, thread)
 }
 
+/// The calling thread's slot, if it has taken one.
+pub fn known_slot(ring: &Ring) -> Option<Owner> {
+    let thread = thread_pointer();
+    let start = first_index(thread);
+    let table = table()?;
+    let mut entries = table[start..].iter().chain(&table[..start]);
+    let mine = entries.by_ref().take_while(|entry| entry.thread.load(Ordering::Acquire) != 0);
+    mine.into_iter()
+        .find(|entry| entry.thread.load(Ordering::Acquire) == thread)
+        .and_then(|entry| still_owned(ring, entry))
+}
+
 #[inline(always)]
 const fn first_index(thread: u64) -> usize {
     ((thread >> 6) ^ (thread >> 12)) as usize % ENTRIES
@@ -123,9 +135,22 @@ fn slot_slow(ring: &Ring, thread: u64) -> Option<Owner> {
         if let Some(owner) = still_owned(ring, entry) {
             return Some(owner);
         }
-        let owner = ring.register()?;
-        entry.slot.store((u64::from(owner.0) + 1) << 32 | u64::from(ring.turn(owner)), Ordering::Release);
-        return Some(owner);
+        return take(ring, entry);
+    }
+    // All entries have been used in the life of this process: those of threads that have ended are free again.
+    for entry in table[start..].iter().chain(&table[..start]) {
+        let ended = entry.thread.load(Ordering::Acquire);
+        if still_owned(ring, entry).is_none()
+            && entry.thread.compare_exchange(ended, thread, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
+            return take(ring, entry);
+        }
     }
     None
+}
+
+fn take(ring: &Ring, entry: &Entry) -> Option<Owner> {
+    let owner = ring.register()?;
+    entry.slot.store((u64::from(owner.0) + 1) << 32 | u64::from(ring.turn(owner)), Ordering::Release);
+    Some(owner)
 }

@@ -3,7 +3,6 @@
 
 use core::ffi::c_char;
 
-use journal::locks::StripeIndex;
 use journal::record::{
     ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FLAG_MAYBE_OUTSIDE, FileId, Header, Kind,
     pack_owner,
@@ -51,8 +50,8 @@ impl Subject {
                 let Some(ring) = state::ring() else { return plain() };
                 if let Verdict::File(file, flags) = identify::descriptor(ring, fd) {
                     let Some(mut operation) = Operation::on_contents(ring) else { return plain() };
-                    operation.lock(&mut [StripeIndex::of_file(file)]);
                     let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+                    operation.lock_file(file, maybe);
                     return recorded(&operation, file, b"", maybe);
                 }
                 target::on_descriptor(fd, plain, |operation, target| {

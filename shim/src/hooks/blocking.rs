@@ -16,8 +16,9 @@ unsafe extern "C" {
 /// `PTHREAD_CANCEL_ASYNCHRONOUS` of glibc.
 const ASYNCHRONOUS: i32 = 1;
 
+/// True while the process has, or has ever had, more than one thread.
 #[inline(always)]
-fn is_threaded() -> bool {
+pub fn is_threaded() -> bool {
     // SAFETY: a byte that glibc exports for reading.
     unsafe { core::ptr::read_volatile(&raw const __libc_single_threaded) == 0 }
 }

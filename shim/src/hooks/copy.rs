@@ -11,7 +11,7 @@ use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
 use crate::operation::{Draft, Operation, conclude};
 use crate::readable;
 use crate::state;
-use crate::sys::{HERE, close, descriptor_path, error, is_error, stat_descriptor, syscall};
+use crate::sys::{error, is_error, stat_descriptor, syscall};
 
 use super::{blocking, identify};
 
@@ -50,7 +50,7 @@ pub fn copy_file_range(
     // SAFETY: the program's own call, but for the count; the kernel checks the addresses.
     let call =
         |bytes: usize| unsafe { syscall!(libc::SYS_copy_file_range, from, from_offset, to, to_offset, bytes, flags) };
-    transfer(to, OffsetOf::new(to, to_offset), bytes, || remaining(from, OffsetOf::new(from, from_offset)), call)
+    transfer(to, OffsetOf::new(to, to_offset), bytes, Origin::of(from, OffsetOf::new(from, from_offset)), call)
 }
 
 /// sendfile(2). Programs are used to its moving everything that is there, so the pieces are added up.
@@ -62,8 +62,8 @@ pub fn sendfile(to: i32, from: i32, from_offset: *mut i64, bytes: usize) -> isiz
     let mut done = 0;
     loop {
         let wanted = (bytes - done).min(DATA_BYTES_MAX);
-        let result =
-            transfer(to, OffsetOf::Position(to), wanted, || remaining(from, OffsetOf::new(from, from_offset)), call);
+        let origin = Origin::of(from, OffsetOf::new(from, from_offset));
+        let result = transfer(to, OffsetOf::Position(to), wanted, origin, call);
         if is_error(result) {
             return if done > 0 { done as isize } else { result };
         }
@@ -87,7 +87,7 @@ pub fn splice(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, by
     let wanted = bytes.min(DATA_BYTES_MAX);
     loop {
         let result =
-            transfer(to, OffsetOf::new(to, to_offset), wanted, || wanted, |bytes| call(bytes, libc::SPLICE_F_NONBLOCK));
+            transfer(to, OffsetOf::new(to, to_offset), wanted, None, |bytes| call(bytes, libc::SPLICE_F_NONBLOCK));
         if result != error(libc::EAGAIN) || flags & libc::SPLICE_F_NONBLOCK != 0 {
             return result;
         }
@@ -102,13 +102,32 @@ pub fn splice(from: i32, from_offset: *mut i64, to: i32, to_offset: *mut i64, by
     }
 }
 
-/// Bytes that a regular file still has after an offset; how much room a record needs. Anything else: a full record.
-fn remaining(from: i32, offset: OffsetOf) -> usize {
-    match (stat_descriptor(from), offset.get()) {
-        (Ok(stat), Some(offset)) if stat.st_mode & libc::S_IFMT == libc::S_IFREG => {
-            usize::try_from(stat.st_size.saturating_sub(offset)).unwrap_or(0)
-        }
-        _ => DATA_BYTES_MAX,
+/// A regular file that data comes from.
+#[derive(Clone, Copy)]
+struct Origin {
+    fd: i32,
+    offset: i64,
+    /// Bytes that it has from there on: how much room a record needs.
+    bytes: usize,
+    /// Size and time of change, to see that it is still what it was.
+    version: (i64, i64, i64),
+}
+
+impl Origin {
+    /// `None` for anything but a regular file.
+    fn of(fd: i32, offset: OffsetOf) -> Option<Self> {
+        let stat = stat_descriptor(fd).ok().filter(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFREG)?;
+        let offset = offset.get()?;
+        let bytes = usize::try_from(stat.st_size.saturating_sub(offset)).unwrap_or(0);
+        Some(Self { fd, offset, bytes, version: (stat.st_size, stat.st_ctime, stat.st_ctime_nsec) })
+    }
+
+    /// Copies what was moved from here into a record; false when it is not sure to be that.
+    fn read_into(&self, to: *mut u8, bytes: usize) -> bool {
+        let read = read_into(self.fd, to, bytes, self.offset);
+        let unchanged =
+            stat_descriptor(self.fd).is_ok_and(|now| (now.st_size, now.st_ctime, now.st_ctime_nsec) == self.version);
+        read && unchanged
     }
 }
 
@@ -116,7 +135,7 @@ fn transfer(
     to: i32,
     to_offset: OffsetOf,
     bytes: usize,
-    available: impl Fn() -> usize,
+    origin: Option<Origin>,
     call: impl Fn(usize) -> isize,
 ) -> isize {
     let Some(ring) = state::ring() else { return call(bytes) };
@@ -125,8 +144,13 @@ fn transfer(
         _ => return call(bytes),
     };
     let Some(mut operation) = Operation::on_contents(ring) else { return call(bytes) };
-    operation.lock(&mut [StripeIndex::of_file(file)]);
-    let room = bytes.min(available()).clamp(1, DATA_BYTES_MAX);
+    // A source in the primary is kept from changing, too.
+    let source = origin.and_then(|origin| match identify::known(ring, origin.fd) {
+        Verdict::File(source, _) => Some(source),
+        _ => None,
+    });
+    operation.lock(&mut [StripeIndex::of_file(file), StripeIndex::of_file(source.unwrap_or(file))]);
+    let room = bytes.min(origin.map_or(DATA_BYTES_MAX, |origin| origin.bytes)).clamp(1, DATA_BYTES_MAX);
     let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
     let Some(start) = to_offset.get() else { return call(bytes) };
     let draft = Draft { file, a: start as u64, b: room as u64, flags, ..Draft::new(Kind::Write) };
@@ -140,7 +164,10 @@ fn transfer(
     let moved = result as usize;
     let end_fits = to_offset.get() == Some(start + result as i64);
     let (data, _) = operation.data(&pending);
-    if end_fits && read_back(to, data, moved.min(room), start) {
+    // A descriptor for writing only can't say what it has written; the source can.
+    let has_data = read_into(to, data, moved.min(room), start)
+        || origin.is_some_and(|origin| origin.read_into(data, moved.min(room)));
+    if end_fits && has_data {
         operation.commit(pending, |header| {
             header.b = moved as u64;
             header.data_bytes = moved as u32;
@@ -157,22 +184,12 @@ fn transfer(
     result
 }
 
-/// Reads what a file now holds, through another open of it where the descriptor is only for writing.
-fn read_back(fd: i32, to: *mut u8, bytes: usize, offset: i64) -> bool {
+/// Reads `bytes` bytes of a file into a record; false when it doesn't have them or can't be read through this descriptor.
+///
+/// It is not opened once more: closing any descriptor of a file drops the process's locks on it (fcntl(2)).
+fn read_into(fd: i32, to: *mut u8, bytes: usize, offset: i64) -> bool {
     // SAFETY: the caller's record has room for `bytes`.
-    let read = |fd: i32| unsafe { syscall!(libc::SYS_pread64, fd, to, bytes, offset) };
-    let direct = read(fd);
-    if direct != error(libc::EBADF) {
-        return direct == bytes as isize;
-    }
-    let path = descriptor_path(fd);
-    // SAFETY: a zero-terminated path of ours.
-    let opened = unsafe { syscall!(libc::SYS_openat, HERE, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC, 0) };
-    if is_error(opened) {
-        return false;
-    }
-    let result = read(opened as i32);
-    close(opened as i32);
+    let result = unsafe { syscall!(libc::SYS_pread64, fd, to, bytes, offset) };
     result == bytes as isize
 }
 
@@ -181,8 +198,8 @@ pub fn change_by_ioctl(fd: i32, offset: u64, bytes: u64, call: impl Fn() -> isiz
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    operation.lock(&mut [StripeIndex::of_file(file)]);
     let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    operation.lock_file(file, flags);
     let pending = operation.intend(&Draft { file, a: offset, b: bytes, flags, ..Draft::new(Kind::Reread) }, 0);
     let result = call();
     conclude(&operation, pending, !is_error(result), |_| {});

@@ -29,8 +29,15 @@ pub fn close(fd: i32) -> isize {
 
 /// close_range(2).
 pub fn close_range(first: u32, last: u32, flags: u32) -> isize {
+    if flags & libc::CLOSE_RANGE_CLOEXEC == 0 && first <= last {
+        // As for close(2): before and after.
+        descriptors::reset_range(first, last);
+    }
     // SAFETY: the program's own call.
     let result = unsafe { syscall!(libc::SYS_close_range, first, last, flags) };
+    if !is_error(result) && flags & libc::CLOSE_RANGE_UNSHARE != 0 && blocking::is_threaded() {
+        descriptors::stop_remembering();
+    }
     if !is_error(result) && flags & libc::CLOSE_RANGE_CLOEXEC == 0 && first <= last {
         descriptors::reset_range(first, last);
     }
@@ -127,13 +134,30 @@ pub fn ioctl(fd: i32, request: u64, argument: usize) -> isize {
 
 fn set_flags(fd: i32, request: u64, argument: usize, call: impl Fn() -> isize) -> isize {
     let address = argument as *const u32;
-    if state::ring().is_none() || request & 0xffff_ffff != FS_IOC_SETFLAGS || !readable::is_readable(address.cast(), 4)
-    {
+    if state::ring().is_none() {
+        return call();
+    }
+    if request != FS_IOC_SETFLAGS {
+        return set_extended_flags(fd, call);
+    }
+    if !readable::is_readable(address.cast(), 4) {
         return call();
     }
     // SAFETY: found readable; alignment is not assumed.
     let flags = unsafe { address.read_unaligned() };
     attributes::set_inode_flags(fd, flags, call)
+}
+
+/// FS_IOC_FSSETXATTR: recorded as the flags that are there afterwards.
+fn set_extended_flags(fd: i32, call: impl Fn() -> isize) -> isize {
+    const FS_IOC_GETFLAGS: u64 = 0x8008_6601;
+    let result = call();
+    let mut flags = 0u64;
+    // SAFETY: the kernel writes one word.
+    if !is_error(result) && !is_error(unsafe { syscall!(libc::SYS_ioctl, fd, FS_IOC_GETFLAGS, &raw mut flags) }) {
+        attributes::set_inode_flags(fd, flags as u32, || 0);
+    }
+    result
 }
 
 /// fsync(2), fdatasync(2).
@@ -185,6 +209,10 @@ pub fn chroot(address: *const c_char) -> isize {
         let old = state::ROOT.get().to_bytes();
         if root.push(old) && root.push(absolute.bytes()) {
             state::ROOT.set(root.bytes().strip_suffix(b"/").unwrap_or(root.bytes()));
+            if let Some(ring) = state::ring() {
+                // Absolute spellings lead elsewhere now.
+                ring.void_paths();
+            }
         }
     }
     result
@@ -196,6 +224,20 @@ pub fn unshare(flags: i32) -> isize {
     let result = unsafe { syscall!(libc::SYS_unshare, flags) };
     if !is_error(result) && flags & (libc::CLONE_FS | libc::CLONE_NEWNS | libc::CLONE_NEWUSER) != 0 {
         state::DIRECTORIES_DIFFER.store(true, Ordering::SeqCst);
+    }
+    if !is_error(result) && flags & libc::CLONE_FILES != 0 && blocking::is_threaded() {
+        descriptors::stop_remembering();
+    }
+    result
+}
+
+/// A call whose changes can't be recorded: if it succeeds, the mirrors are compared.
+pub fn compared_after(call: impl Fn() -> isize) -> isize {
+    let result = call();
+    if let Some(ring) = state::ring()
+        && !is_error(result)
+    {
+        crate::operation::lose(ring);
     }
     result
 }

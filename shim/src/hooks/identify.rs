@@ -44,6 +44,16 @@ pub fn known(ring: &Ring, fd: i32) -> Verdict {
 #[cold]
 #[inline(never)]
 fn find_out(ring: &Ring, fd: i32) -> Verdict {
+    let meaning = descriptors::meaning(fd);
+    let verdict = find_out_once(ring, fd);
+    if descriptors::meaning(fd) != meaning {
+        // Another thread has given the number a new meaning meanwhile: what was remembered may be about the old one.
+        descriptors::reset(fd);
+    }
+    verdict
+}
+
+fn find_out_once(ring: &Ring, fd: i32) -> Verdict {
     let Ok(stat) = stat_descriptor(fd) else { return Verdict::Outside(descriptors::BLOCKS) };
     if file_type(&stat) != libc::S_IFREG {
         descriptors::set_outside(ring, fd, descriptors::BLOCKS);
@@ -61,9 +71,9 @@ fn find_out(ring: &Ring, fd: i32) -> Verdict {
 pub fn bind(ring: &Ring, fd: i32, stat: &libc::stat, flags: u64, hint: Option<(i32, &[u8], *const c_char)>) -> Verdict {
     let file = file_id(stat);
     if stat.st_nlink == 0 {
-        // An unnamed file (O_TMPFILE) was recorded at its birth; it has a verdict already. This one has lost its name.
-        descriptors::set_outside(ring, fd, 0);
-        return Verdict::Outside(0);
+        // It has lost its name, or it is an unnamed file (O_TMPFILE) that has come from another process and may get one:
+        // the replayer knows it from the record of its birth, and ignores others.
+        return bind_without_proc(ring, fd, stat, flags);
     }
     if let Some((dirfd, path, address)) = hint
         && let Some(verdict) = bind_by_spelling(ring, fd, file, flags, dirfd, path, address)

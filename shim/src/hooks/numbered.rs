@@ -11,6 +11,9 @@ use crate::sys::HERE;
 pub type Arguments = [usize; 6];
 
 const SYS_FCHMODAT2: i64 = 452;
+const SYS_SETXATTRAT: i64 = 463;
+const SYS_REMOVEXATTRAT: i64 = 466;
+const SYS_FILE_SETATTR: i64 = 469;
 
 /// Runs the call with this number.
 ///
@@ -29,8 +32,7 @@ pub unsafe fn call(number: i64, arguments: Arguments) -> isize {
         libc::SYS_open_by_handle_at => {
             // SAFETY: the program's own call.
             let result = unsafe { syscall!(number, a, b, c) };
-            crate::descriptors::reset(result as i32);
-            result
+            open::opened_by_handle(result, c as i32)
         }
         libc::SYS_write => write::write(a as _, b as _, c),
         libc::SYS_pwrite64 => write::pwrite(a as _, b as _, c, d as _),
@@ -110,6 +112,20 @@ pub unsafe fn call(number: i64, arguments: Arguments) -> isize {
         // SAFETY: as above.
         aio::SYS_IO_PGETEVENTS => aio::events(a as _, d as _, || unsafe { syscall!(number, a, b, c, d, e, f) }),
         libc::SYS_io_destroy => aio::io_destroy(a as _),
+        // Newer forms of calls on attributes, and calls that change what a path leads to or what a file holds by ways
+        // of their own: the mirrors are compared.
+        SYS_SETXATTRAT
+        | SYS_REMOVEXATTRAT
+        | SYS_FILE_SETATTR
+        | libc::SYS_setns
+        | libc::SYS_pivot_root
+        | libc::SYS_mount
+        | libc::SYS_umount2
+        | libc::SYS_move_mount
+        | libc::SYS_process_vm_writev => {
+            // SAFETY: the program's own call.
+            descriptor::compared_after(|| unsafe { syscall!(number, a, b, c, d, e, f) })
+        }
         libc::SYS_io_uring_setup => descriptor::no_io_uring(),
         libc::SYS_mmap => memory::mmap(a, b, c as _, d as _, e as _, f as _),
         libc::SYS_munmap => memory::munmap(a, b),

@@ -89,6 +89,20 @@ pub fn openat2(dirfd: i32, address: *const c_char, how: *const How, bytes: usize
     open(Request { dirfd, address, how, second: true })
 }
 
+/// What open_by_handle_at(2) has given: its name is asked for at the first change, but it may have been emptied already.
+pub fn opened_by_handle(result: isize, flags: i32) -> isize {
+    forget(result);
+    if !is_error(result)
+        && flags & libc::O_TRUNC != 0
+        && let Some(ring) = state::ring()
+        && let Verdict::File(file, _) = identify::descriptor(ring, result as i32)
+        && let Some(operation) = Operation::on_contents(ring)
+    {
+        operation.reread(file, 0, u64::MAX, 0);
+    }
+    result
+}
+
 fn forget(result: isize) {
     if !is_error(result) {
         descriptors::reset(result as i32);

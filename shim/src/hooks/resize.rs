@@ -3,7 +3,6 @@
 
 use core::ffi::c_char;
 
-use journal::locks::StripeIndex;
 use journal::record::{FLAG_MAYBE_OUTSIDE, Kind};
 
 use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
@@ -21,8 +20,8 @@ pub fn ftruncate(fd: i32, size: i64) -> isize {
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    operation.lock(&mut [StripeIndex::of_file(file)]);
     let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    operation.lock_file(file, maybe);
     let pending = operation.intend(&Draft { file, a: size as u64, flags: maybe, ..Draft::new(Kind::Truncate) }, 0);
     let result = call();
     conclude(&operation, pending, !is_error(result), |_| {});
@@ -51,8 +50,8 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, bytes: i64) -> isize {
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    operation.lock(&mut [StripeIndex::of_file(file)]);
     let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    operation.lock_file(file, maybe);
     let draft = Draft {
         file,
         a: offset as u64,
