@@ -313,8 +313,13 @@ fn wait(
     if name.is_some_and(|name| find(replayer, name).is_none()) {
         return Some(unknown(name.unwrap_or_default()));
     }
-    // What was not followed and has ended is compared first, and that is part of what is waited for.
+    // What was not followed and has ended, and what went without a record, is compared first, and that is part of what
+    // is waited for.
     replayer.scan();
+    let asked = Instant::now();
+    while replayer.has_unseen_losses() && asked.elapsed() < LOSSES_SEEN_WITHIN && !has_hung_up(stream) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     replayer.mappings.flush(&replayer.backlog.ring);
     let goal = Goal { position: replayer.backlog.ring.claims().end(), seq };
     let chosen = || {
@@ -340,6 +345,9 @@ fn wait(
         }
     }
 }
+
+/// How soon the replayer's main loop, which looks once a second, has taken in what went without a record.
+const LOSSES_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a mirror has to reach.
 #[derive(Clone, Copy)]

@@ -178,6 +178,11 @@ impl Replayer {
         *self.last_scan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// True while changes that went without a record have not been taken in by the main loop.
+    pub fn has_unseen_losses(&self) -> bool {
+        self.backlog.ring.header().lost.0.load(Ordering::SeqCst) > self.progress.get().lost_seen
+    }
+
     /// Counts comparisons that make up for what was not recorded.
     fn count_repairs(&self, count: u64) {
         self.backlog.ring.header().repairs.fetch_add(count, Ordering::Relaxed);
@@ -348,7 +353,7 @@ impl Running {
         replayer.mappings.wake(&backlog.ring);
         let lost = backlog.ring.header().lost.0.load(Ordering::SeqCst);
         let lost_before = replayer.progress.get().lost_seen;
-        if lost > lost_before {
+        if replayer.has_unseen_losses() {
             replayer.count_repairs(lost - lost_before);
             log::error!("changes were made without a record; every mirror is compared with the primary");
             self.resync_all();

@@ -28,6 +28,9 @@ pub const MAYBE_OUTSIDE: u64 = 32;
 /// Not a regular file: transfers may block.
 pub const BLOCKS: u64 = 64;
 
+/// The number is being given a new meaning (dup2(2)): nothing found out about it now can be relied on.
+const CHANGING: u64 = 128;
+
 struct Entry {
     /// Verdict and flags in the low byte, how often the number was given a new meaning (24 bits), device (32 bits);
     /// with `OUTSIDE`, the upper half is the ring's `outside_generation` at the time of the verdict.
@@ -75,6 +78,19 @@ pub fn reset(fd: i32) {
     }
 }
 
+/// Says that `fd` is about to get a new meaning, while it keeps its old one for a moment; ends with [`copy`] or [`reset`].
+pub fn begin_change(fd: i32) {
+    reset(fd);
+    if let Some(entry) = entry(fd) {
+        entry.word.fetch_or(CHANGING, Ordering::SeqCst);
+    }
+}
+
+/// True while `fd` is being given a new meaning.
+pub fn is_changing(fd: i32) -> bool {
+    entry(fd).is_some_and(|entry| entry.word.load(Ordering::SeqCst) & CHANGING != 0)
+}
+
 /// Forgets what is known of a range of descriptors.
 pub fn reset_range(first: u32, last: u32) {
     for fd in first..=last.min(ENTRIES as u32 - 1) {
@@ -115,7 +131,11 @@ pub fn set_file(fd: i32, file: FileId, flags: u64) {
     if let Some(entry) = entry(fd)
         && may_remember()
     {
-        let count = entry.word.load(Ordering::Relaxed) & 0xffff_ff00;
+        let word = entry.word.load(Ordering::Relaxed);
+        if word & CHANGING != 0 {
+            return;
+        }
+        let count = word & 0xffff_ff00;
         entry.ino.store(file.ino, Ordering::Relaxed);
         entry.word.store(u64::from(file.dev) << 32 | count | flags | FILE, Ordering::Release);
     }
@@ -127,7 +147,11 @@ pub fn set_outside(ring: &Ring, fd: i32, flags: u64) {
         && may_remember()
     {
         let generation = ring.header().outside_generation.load(Ordering::Relaxed);
-        let count = entry.word.load(Ordering::Relaxed) & 0xffff_ff00;
+        let word = entry.word.load(Ordering::Relaxed);
+        if word & CHANGING != 0 {
+            return;
+        }
+        let count = word & 0xffff_ff00;
         entry.word.store((generation & 0xffff_ffff) << 32 | count | flags | OUTSIDE, Ordering::Release);
     }
 }

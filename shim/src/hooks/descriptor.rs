@@ -86,10 +86,14 @@ pub fn dup2(from: i32, to: i32) -> isize {
 /// dup3(2).
 pub fn dup3(from: i32, to: i32, flags: i32) -> isize {
     if from != to {
-        descriptors::reset(to);
+        descriptors::begin_change(to);
     }
     // SAFETY: the program's own call.
-    duplicated(from, unsafe { syscall!(libc::SYS_dup3, from, to, flags) })
+    let result = unsafe { syscall!(libc::SYS_dup3, from, to, flags) };
+    if is_error(result) && from != to {
+        descriptors::reset(to);
+    }
+    duplicated(from, result)
 }
 
 /// fcntl(2).

@@ -243,7 +243,8 @@ fn record_write(ring: &Ring, target: Target, parts: &[iovec], offset: Offset, rw
     if may_have_appended {
         operation.reread(target.file, 0, u64::MAX, target.record_flags());
     }
-    if descriptors::meaning(target.fd) != meaning || is_other(ring, target) {
+    let is_changing = descriptors::is_changing(target.fd);
+    if is_changing || descriptors::meaning(target.fd) != meaning || is_other(ring, target) {
         reread_both(&operation, target);
     }
     result
