@@ -78,7 +78,7 @@ kinds! {
     /// P2 became another name of `file`. P1 is the name it was linked from, empty if it had none (O_TMPFILE).
     Link = 9,
     /// P1 became P2, renameat2(2) flags `a`. `file` is what P1 named; `b` its mode. With RENAME_EXCHANGE, `c` is the
-    /// inode number that P2 named.
+    /// inode number that P2 named. There is no record where both named one file, because rename(2) then does nothing.
     Rename = 10,
     /// Name P1 of `file` was removed.
     Unlink = 11,

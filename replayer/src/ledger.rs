@@ -24,8 +24,8 @@ use entries::{decode, encode};
 
 const MAGIC: &[u8; 16] = b"lockstep ledger1";
 
-/// What [`Ledger::intent`] gives after the exchange was entered.
-pub const EXCHANGED: u64 = u64::MAX;
+/// What [`Ledger::intent`] gives after the names have changed in the ledger, too.
+pub const MOVED: u64 = u64::MAX;
 
 /// Below this many bytes a rewrite is not worth while.
 const REWRITE_BYTES_MIN: u64 = 4 << 20;
@@ -311,6 +311,7 @@ impl Ledger {
                 self.absent.rename(old, new);
                 self.ahead.rename(old, new);
                 self.pending.rename(old, new);
+                self.intent.1 = MOVED;
             }
             Entry::Exchange(a, b) => {
                 self.bindings.exchange(a, b);
@@ -318,7 +319,7 @@ impl Ledger {
                 self.absent.exchange(a, b);
                 self.ahead.exchange(a, b);
                 self.pending.exchange(a, b);
-                self.intent.1 = EXCHANGED;
+                self.intent.1 = MOVED;
             }
             Entry::Forget(file) => self.bindings.forget(file),
             Entry::Gone(file) => self.bindings.set_gone(file),

@@ -133,6 +133,7 @@ impl Resync {
             },
             Kind::Import => {
                 // What comes in may have been here before.
+                applier.ledger.enter(Entry::Remove(path1));
                 applier.ledger.enter(Entry::ForgetGone);
                 self.dirty(applier, path1, Scope::Tree);
             }
@@ -254,12 +255,9 @@ impl Resync {
                 continue;
             }
             let is_there = applier.look(name)?.is_some_and(|stat| tree::file_type(&stat) == FileType::RegularFile);
-            // Names moved in the ledger and not in the mirror, so a descriptor may be that of another file.
-            applier.ledger.bindings.close(file);
-            if !is_there || ranges.is_empty() || !applier.read_ranges(file, &ranges)? {
+            if !is_there || ranges.is_empty() || !applier.read_ranges_by(name, file, &ranges)? {
                 applier.level_one(name, &mut self.leveling)?;
             }
-            applier.ledger.bindings.close(file);
             applier.ledger.touch(file);
             return Ok(true);
         }

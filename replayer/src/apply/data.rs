@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::{Applied, Applier};
 use crate::content::{Size, write_at};
-use crate::error::{ReplayError, in_mirror, in_primary};
+use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
 use crate::ledger::Entry;
 use crate::paths;
 use crate::repair::Ranges;
@@ -126,45 +126,68 @@ impl Applier {
 
     /// Makes ranges of a bound file equal to the primary's; false if no name of it leads to that file there now.
     pub(crate) fn read_ranges(&mut self, file: FileId, ranges: &[(u64, u64)]) -> Result<bool, ReplayError> {
-        let Some((primary, name)) = self.open_in_primary(file)? else { return Ok(false) };
-        let Some(mirror) = self.open_bound(file)? else { return Ok(false) };
+        let names: Vec<Vec<u8>> = self.ledger.bindings.names(file).map(<[u8]>::to_vec).collect();
+        for name in names {
+            if let Some(primary) = self.open_in_primary(&name, file)? {
+                let Some(mirror) = self.open_bound(file)? else { return Ok(false) };
+                self.equalize(&primary, &mirror, ranges, &name)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// As [`Self::read_ranges`], by one name, which must be the file's on both sides.
+    pub(crate) fn read_ranges_by(
+        &mut self,
+        name: &[u8],
+        file: FileId,
+        ranges: &[(u64, u64)],
+    ) -> Result<bool, ReplayError> {
+        let Some(primary) = self.open_in_primary(name, file)? else { return Ok(false) };
+        let mirror = self.mirror.open_to_write(name).map_err(in_mirror("open", name))?;
+        self.equalize(&primary, &mirror, ranges, name)?;
+        Ok(true)
+    }
+
+    fn equalize(
+        &mut self,
+        primary: &OwnedFd,
+        mirror: &OwnedFd,
+        ranges: &[(u64, u64)],
+        name: &[u8],
+    ) -> Result<(), ReplayError> {
         for (offset, length) in ranges {
             let (range, size): (Range<u64>, Size) = if *length == u64::MAX {
                 (*offset..u64::MAX, Size::Same)
             } else {
                 (*offset..offset.saturating_add(*length), Size::Keep)
             };
-            self.buffers.equalize(&primary, &mirror, range, size, &name)?;
+            self.buffers.equalize(primary, mirror, range, size, name)?;
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Opens a bound file in the primary by the first of its names that is that file there.
-    fn open_in_primary(&mut self, file: FileId) -> Result<Option<(OwnedFd, Vec<u8>)>, ReplayError> {
-        let names: Vec<Vec<u8>> = self.ledger.bindings.names(file).map(<[u8]>::to_vec).collect();
-        for name in names {
-            if paths::is_reserved(&name) {
-                continue;
-            }
-            let opened = self.primary.place(&name).and_then(|(directory, last)| {
-                let stat = tree::lstat_at(&directory, last)?;
-                if tree::id_of(&stat) != file || tree::file_type(&stat) != FileType::RegularFile {
-                    return Err(Errno::NOENT);
-                }
-                tree::open_to_read(&directory, last, OFlags::empty())
-            });
-            match opened {
-                Ok(fd) => {
-                    let stat = rustix::fs::fstat(&fd).map_err(in_primary("stat", &name))?;
-                    if tree::id_of(&stat) == file {
-                        return Ok(Some((fd, name)));
-                    }
-                }
-                Err(errno) if crate::error::is_divergence(errno) || errno == Errno::ACCESS => {}
-                Err(errno) => return Err(in_primary("open", &name)(errno)),
-            }
+    /// Opens `name` in the primary, if it is that file there.
+    fn open_in_primary(&mut self, name: &[u8], file: FileId) -> Result<Option<OwnedFd>, ReplayError> {
+        if paths::is_reserved(name) {
+            return Ok(None);
         }
-        Ok(None)
+        let opened = self.primary.place(name).and_then(|(directory, last)| {
+            let stat = tree::lstat_at(&directory, last)?;
+            if tree::id_of(&stat) != file || tree::file_type(&stat) != FileType::RegularFile {
+                return Err(Errno::NOENT);
+            }
+            tree::open_to_read(&directory, last, OFlags::empty())
+        });
+        match opened {
+            Ok(fd) => {
+                let stat = rustix::fs::fstat(&fd).map_err(in_primary("stat", name))?;
+                Ok((tree::id_of(&stat) == file).then_some(fd))
+            }
+            Err(errno) if is_divergence(errno) || errno == Errno::ACCESS => Ok(None),
+            Err(errno) => Err(in_primary("open", name)(errno)),
+        }
     }
 
     /// Copies a file of the mirror to another name, because its file system has no hard links.

@@ -230,6 +230,10 @@ impl Primary {
     pub fn rename(&mut self, old: &[u8], new: &[u8], flags: RenameFlags) -> Outcome {
         let meta = self.meta(old)?;
         let other = self.meta(new).map_or(0, |meta| meta.ino());
+        if other == meta.ino() {
+            // rename(2) does nothing with two names of one file, and there is no record.
+            return Ok(());
+        }
         rustix::fs::renameat_with(CWD, self.at(old), CWD, self.at(new), flags)?;
         let header = Header {
             a: u64::from(flags.bits()),

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::unnamed::UNNAMED;
 use super::{Applied, Applier};
 use crate::error::{ReplayError, in_mirror, is_divergence};
-use crate::ledger::{EXCHANGED, Entry};
+use crate::ledger::{Entry, MOVED};
 use crate::limits::is_refusal;
 use crate::paths;
 use crate::repair::PathRepair;
@@ -41,7 +41,9 @@ impl Applier {
         let (old, new, file) = (record.path1, record.path2, record.file());
         let (at_old, at_new) = (self.ledger.bindings.file(old), self.ledger.bindings.file(new));
         if at_old.is_some() && at_old == at_new {
-            // Two names of one file: rename(2) does nothing.
+            // Two names of one file here, but not where the record was made: rename(2) would have done nothing.
+            self.discard(old)?;
+            self.ledger.enter(Entry::Remove(old));
             return Ok(Applied::Done);
         }
         let is_directory = FileType::from_raw_mode(record.header.b as u32) == FileType::Directory;
@@ -154,7 +156,7 @@ impl Applier {
     fn exchange(&mut self, record: &Record) -> Result<Applied, ReplayError> {
         let (a, b, seq) = (record.path1, record.path2, record.header.seq);
         let before = self.ledger.intent(seq).filter(|_| seq != 0);
-        if before == Some(EXCHANGED) {
+        if before == Some(MOVED) {
             return Ok(Applied::Done);
         }
         let (Some(at_a), Some(_)) = (self.look(a)?, self.look(b)?) else {
@@ -193,10 +195,9 @@ impl Applier {
         let (old, new, seq) = (record.path1, record.path2, record.header.seq);
         let Some(stat) = self.look(old)? else { return Ok(None) };
         match self.ledger.intent(seq).filter(|_| seq != 0) {
+            Some(MOVED) => Ok(Some(Applied::Done)),
             Some(before) if before != stat.st_ino => {
-                if self.ledger.knows(old) && self.ledger.bindings.file(old).is_some() {
-                    self.ledger.enter(Entry::Rename(old, new));
-                }
+                self.ledger.enter(Entry::Rename(old, new));
                 Ok(Some(Applied::Done))
             }
             _ => {

@@ -305,8 +305,9 @@ impl Applier {
             if other == path || paths::is_reserved(&other) {
                 continue;
             }
-            let is_other_name =
-                self.primary.look(&other).is_ok_and(|stat| stat.is_some_and(|stat| tree::id_of(&stat) == file));
+            // While records are applied, what they say of the mirror's names is exact. A resync goes by the primary.
+            let is_other_name = leveling.binds == Binds::AllFiles && self.ledger.bindings.file(&other) == Some(file)
+                || self.primary.look(&other).is_ok_and(|stat| stat.is_some_and(|stat| tree::id_of(&stat) == file));
             let Some(source) =
                 self.look(&other)?.filter(|source| is_other_name && tree::file_type(source) == tree::file_type(wanted))
             else {
