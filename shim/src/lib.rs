@@ -30,6 +30,7 @@ mod operation;
 mod patch;
 mod readable;
 mod state;
+mod stores;
 mod sys;
 mod thread;
 mod tracking;

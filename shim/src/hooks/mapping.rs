@@ -6,41 +6,20 @@
 #![allow(unsafe_code)]
 
 use journal::Ring;
-use journal::locks::StripeIndex;
 use journal::mappings::{MappingState, Range};
-use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FLAG_WITHIN, FileId, Kind};
-use journal::sys::process_id;
+use journal::record::{FLAG_MAYBE_OUTSIDE, FileId};
 
 use crate::descriptors::{self, MAYBE_OUTSIDE, Verdict};
 use crate::mapped::{self, Mapped, Table, any};
-use crate::operation::{Draft, Operation, lose};
 use crate::state;
+use crate::stores::{
+    Since, Taken, add, add_mapped, each_part, inherit, mine, record, record_where, reread, span, take, under_lock,
+    watch,
+};
 use crate::sys::{is_error, stat_descriptor, syscall};
-use crate::tracking::{self, page_bytes, read_own};
+use crate::tracking::{self, page_bytes};
 
 use super::{blocking, copy, identify};
-
-/// Where stores are found by comparing, ranges up to this size are recorded with what they hold.
-const UNTRACKED_BYTES_MAX: usize = 1 << 20;
-/// Files up to this size have their pages protected when they are mapped; of larger ones each page is recorded once
-/// more than needed.
-const ARMED_BYTES_MAX: usize = 1 << 30;
-
-/// What this process has mapped, if anything.
-#[inline(always)]
-fn mine() -> Option<(&'static Ring, &'static Table)> {
-    if any() { found() } else { None }
-}
-
-#[cold]
-fn found() -> Option<(&'static Ring, &'static Table)> {
-    let (ring, table) = (state::ring()?, mapped::table()?);
-    if !mapped::is_mine() {
-        // A child that was made without the handlers of fork(3): it may have stored already.
-        inherit(ring, table, Since::Unknown);
-    }
-    Some((ring, table))
-}
 
 /// True when mmap(2) with these arguments concerns shared mappings.
 #[inline(always)]
@@ -90,29 +69,6 @@ fn enter(ring: &Ring, fd: i32, bytes: usize, offset: i64) -> Option<(&'static Ta
     let bytes = bytes.checked_next_multiple_of(page_bytes()).filter(|bytes| *bytes > 0 && offset >= 0)?;
     let range = Range { file, address: 0, bytes: bytes as u64, offset: offset as u64, flags };
     add(ring, &range)
-}
-
-fn add(ring: &Ring, range: &Range) -> Option<(&'static Table, Mapped)> {
-    found();
-    let entered = mapped::table_or_new().and_then(|table| Some((table, table.enter(ring, process_id(), range)?)));
-    if entered.is_none() {
-        lose(ring);
-    }
-    entered
-}
-
-/// Has the stores to a mapping found from now on; none has been made so far. `size` is what the file has of it.
-fn watch(ring: &Ring, table: &Table, mapped: &mut Mapped, size: usize) {
-    let (start, bytes) = (mapped.start(), mapped.range.bytes as usize);
-    let armed = size.min(bytes).next_multiple_of(page_bytes()).min(bytes);
-    let armed = if armed > ARMED_BYTES_MAX { 0 } else { armed };
-    // Said first, so that the announcement finds what is announced; and once more when the kernel tells.
-    mapped.state = MappingState::Writable;
-    table.set(ring, mapped);
-    if tracking::track(mapped.index, mapped.turn, start, bytes, armed) {
-        mapped.state = MappingState::Tracked;
-        table.set(ring, mapped);
-    }
 }
 
 /// munmap(2).
@@ -181,26 +137,6 @@ pub fn mremap(old: usize, old_bytes: usize, new_bytes: usize, flags: i32, new: u
         add_mapped(ring, &range, moved.state);
     }
     result
-}
-
-/// Enters a mapping that is there already.
-fn add_mapped(ring: &Ring, range: &Range, like: MappingState) {
-    let Some((table, mut mapped)) = add(ring, range) else { return };
-    match like {
-        MappingState::Preparing | MappingState::Readable => {
-            mapped.state = MappingState::Readable;
-            table.set(ring, &mapped);
-        }
-        MappingState::Writable | MappingState::Tracked => {
-            // Stores may be made by another thread already.
-            under_lock(ring, table, &mapped, |operation, mapped| {
-                let mut mapped = mapped;
-                let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
-                watch(ring, table, &mut mapped, size);
-                record_unknown(operation, &mapped, mapped.start(), mapped.end());
-            });
-        }
-    }
 }
 
 /// madvise(2) with advice that drops pages, or what is in the file. `call` does it.
@@ -297,15 +233,6 @@ fn is_last_thread() -> bool {
     crate::sys::stat_at(crate::sys::HERE, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink == 3)
 }
 
-/// When a child may have stored through what it has inherited.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Since {
-    /// Not yet.
-    Now,
-    /// Any time.
-    Unknown,
-}
-
 /// In a forked child, before it goes on: what it has inherited is mapped by it, too.
 pub fn after_fork() {
     if any()
@@ -314,213 +241,4 @@ pub fn after_fork() {
     {
         inherit(ring, table, Since::Now);
     }
-}
-
-#[cold]
-fn inherit(ring: &Ring, table: &Table, since: Since) {
-    mapped::take_over();
-    let pid = process_id();
-    for inherited in table.all() {
-        let Some(mut mapped) = table.enter_again(ring, pid, &inherited) else {
-            lose(ring);
-            continue;
-        };
-        match mapped.state {
-            MappingState::Preparing => table.leave(ring, &mapped),
-            MappingState::Readable => {}
-            MappingState::Writable | MappingState::Tracked => {
-                let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
-                watch(ring, table, &mut mapped, size);
-                if since == Since::Unknown {
-                    under_lock(ring, table, &mapped, |operation, mapped| {
-                        record_unknown(operation, &mapped, mapped.start(), mapped.end());
-                    });
-                }
-            }
-        }
-    }
-}
-
-/// First and last address of the pages that a range touches.
-fn span(address: usize, bytes: usize) -> (usize, usize) {
-    let mask = page_bytes() - 1;
-    (address & !mask, address.saturating_add(bytes).saturating_add(mask) & !mask)
-}
-
-/// Runs `work` on a mapping under the lock of its file, if it is still there; on what it is then.
-fn under_lock<R>(
-    ring: &Ring,
-    table: &Table,
-    mapped: &Mapped,
-    work: impl FnOnce(&Operation<'_>, Mapped) -> R,
-) -> Option<R> {
-    let mut operation = Operation::on_contents(ring)?;
-    operation.lock(&mut [StripeIndex::of_file(mapped.range.file)]);
-    let now = table.get(mapped.slot)?;
-    (now.index == mapped.index && now.turn == mapped.turn).then(|| work(&operation, now))
-}
-
-fn each_part(address: usize, bytes: usize, mut work: impl FnMut(&Operation<'_>, Mapped, (usize, usize))) {
-    let Some((ring, table)) = mine() else { return };
-    let (start, end) = span(address, bytes);
-    for mapped in table.all().filter(|mapped| mapped.part(start, end).is_some()) {
-        under_lock(ring, table, &mapped, |operation, mapped| {
-            if let Some(part) = mapped.part(start, end) {
-                work(operation, mapped, part);
-            }
-        });
-    }
-}
-
-/// Records what was stored to a range of addresses.
-fn record(address: usize, bytes: usize) {
-    if any() {
-        let (start, end) = span(address, bytes);
-        record_where(|mapped| mapped.part(start, end));
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn record_where(choose: impl Fn(&Mapped) -> Option<(usize, usize)>) {
-    let Some((ring, table)) = mine() else { return };
-    for mapped in table.all().filter(|mapped| choose(mapped).is_some()) {
-        under_lock(ring, table, &mapped, |operation, mapped| {
-            if let Some((start, end)) = choose(&mapped) {
-                record_part(operation, table, &mapped, start, end);
-            }
-        });
-    }
-}
-
-/// Records what was stored to a part of a mapping.
-fn record_part(operation: &Operation<'_>, table: &Table, mapped: &Mapped, start: usize, end: usize) {
-    match mapped.state {
-        MappingState::Preparing | MappingState::Readable => {}
-        MappingState::Tracked => {
-            let end = start + tracking::reach(start, end - start);
-            if !tracking::scan(start, end, |from, to| record_run(operation, mapped, from, to)) {
-                // The replayer that had the userfaultfd has ended, say.
-                watch_again(operation, table, mapped, start, end);
-            }
-        }
-        // What has kept the kernel from telling may have passed.
-        MappingState::Writable if tracking::is_possible() => watch_again(operation, table, mapped, start, end),
-        MappingState::Writable => record_unknown(operation, mapped, start, end),
-    }
-}
-
-/// Records what may have been stored to a mapping while the kernel did not tell, and tries to have it tell from now
-/// on; if it doesn't, only the part that is asked for.
-fn watch_again(operation: &Operation<'_>, table: &Table, mapped: &Mapped, start: usize, end: usize) {
-    let mut mapped = *mapped;
-    let size = tracking::reach(mapped.start(), mapped.range.bytes as usize);
-    watch(operation.ring, table, &mut mapped, size);
-    if mapped.state == MappingState::Tracked {
-        record_unknown(operation, &mapped, mapped.start(), mapped.end());
-    } else {
-        record_unknown(operation, &mapped, start, end);
-    }
-}
-
-/// Records a range of which isn't known what was stored to it.
-fn record_unknown(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
-    if end - start <= UNTRACKED_BYTES_MAX {
-        record_run(operation, mapped, start, end);
-    } else {
-        reread(operation, mapped, start, end);
-    }
-}
-
-fn reread(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
-    operation.reread(mapped.range.file, mapped.offset_of(start), (end - start) as u64, mapped.range.flags);
-}
-
-/// Records what a range of addresses holds, as far as it lies in the file.
-fn record_run(operation: &Operation<'_>, mapped: &Mapped, start: usize, end: usize) {
-    let mut at = start;
-    while at < end {
-        let wanted = (end - at).min(DATA_BYTES_MAX);
-        let draft = Draft {
-            file: mapped.range.file,
-            a: mapped.offset_of(at),
-            b: wanted as u64,
-            flags: mapped.range.flags | FLAG_WITHIN,
-            ..Draft::new(Kind::Write)
-        };
-        let Some(pending) = operation.prepare(&draft, wanted) else { return reread(operation, mapped, at, end) };
-        let (data, _) = operation.data(&pending);
-        let copied = read_own(at, data, wanted);
-        operation.declare(&pending);
-        if is_error(copied) || copied == 0 {
-            // Beyond the end of the file, or not to be read by this process.
-            operation.abort(&pending);
-            return reread(operation, mapped, at, end);
-        }
-        operation.commit(pending, |header| {
-            header.b = copied as u64;
-            header.data_bytes = copied as u32;
-        });
-        at += copied as usize;
-    }
-}
-
-/// Parts of mappings that have been taken out, for when the call that was to end them fails.
-#[derive(Default)]
-struct Taken {
-    parts: [Option<(Range, MappingState)>; Self::PARTS],
-    more: bool,
-}
-
-impl Taken {
-    const PARTS: usize = 8;
-
-    fn add(&mut self, part: (Range, MappingState)) {
-        match self.parts.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some(part),
-            None => self.more = true,
-        }
-    }
-
-    /// Enters them again.
-    fn give_back(self, ring: &Ring) {
-        for (range, state) in self.parts.iter().flatten() {
-            add_mapped(ring, range, *state);
-        }
-        if self.more {
-            lose(ring);
-        }
-    }
-}
-
-/// Records what was stored to a range that is about to be unmapped, and takes it out. Before the call: another thread
-/// may get the same addresses the moment that they are free, for another file.
-fn take(address: usize, bytes: usize) -> Taken {
-    let mut taken = Taken::default();
-    let Some((ring, table)) = mine() else { return taken };
-    let (start, end) = span(address, bytes);
-    for mapped in table.all().filter(|mapped| mapped.part(start, end).is_some()) {
-        under_lock(ring, table, &mapped, |operation, mapped| {
-            let Some((from, to)) = mapped.part(start, end).filter(|_| mapped.state != MappingState::Preparing) else {
-                return;
-            };
-            record_part(operation, table, &mapped, from, to);
-            let mapped = table.get(mapped.slot).unwrap_or(mapped);
-            taken.add((mapped.between(from, to), mapped.state));
-            match (mapped.start() < from, to < mapped.end()) {
-                (false, false) => table.leave(ring, &mapped),
-                (false, true) => table.set(ring, &Mapped { range: mapped.between(to, mapped.end()), ..mapped }),
-                (true, false) => table.set(ring, &Mapped { range: mapped.between(mapped.start(), from), ..mapped }),
-                (true, true) => {
-                    // Entered before the first part shrinks, so that no moment knows of neither.
-                    match table.enter(ring, process_id(), &mapped.between(to, mapped.end())) {
-                        Some(part) => table.set(ring, &Mapped { state: mapped.state, ..part }),
-                        None => lose(ring),
-                    }
-                    table.set(ring, &Mapped { range: mapped.between(mapped.start(), from), ..mapped });
-                }
-            }
-        });
-    }
-    taken
 }
