@@ -48,6 +48,14 @@ impl Ring {
         self.slot(owner).is_some_and(|slot| slot.state.load(Ordering::Acquire) == LIVE && slot.life.is_dead())
     }
 
+    /// True while a thread with a slot lives in the process that numbers itself `pid`, in whichever namespace.
+    pub fn has_live_thread(&self, pid: u32) -> bool {
+        (0..self.slots_used()).filter_map(|number| self.slot(Owner(number))).any(|slot| {
+            let is_live = slot.state.load(Ordering::Acquire) == LIVE && !slot.life.is_dead();
+            is_live && slot.pid.load(Ordering::Relaxed) == pid
+        })
+    }
+
     /// How often the slot has changed hands; a thread remembers it, to see that a slot is still its own.
     pub fn turn(&self, owner: Owner) -> u32 {
         self.slot(owner).map_or(0, |slot| slot.turn.load(Ordering::Relaxed))

@@ -306,6 +306,8 @@ impl Looker<'_> {
             (Seen::Areas(areas, _), MappingState::Preparing) => areas.is_empty() && !has_memory(view.pid),
             (Seen::Areas(..), _) => area.is_none(),
         };
+        // A process in a namespace of its own numbers itself otherwise: the one that was looked at may be another.
+        let is_gone = is_gone && (self.announced.contains_key(&view.index) || !self.ring.has_live_thread(view.pid));
         if is_gone {
             return self.bury(view);
         }
@@ -468,6 +470,7 @@ impl Looker<'_> {
             Seen::Hidden => false,
             Seen::Areas(areas, _) => !areas.iter().any(|area| area.is_aio() && area.start == write.context),
         };
+        let is_gone = is_gone && !self.ring.has_live_thread(mark.pid);
         let is_old = all || self.in_flight.contains(&(mark.index, mark.turn));
         if !is_gone && !is_old {
             return;

@@ -162,6 +162,8 @@ fn make_mark(ring: &Ring, write: &Write) -> Option<MarkView> {
             take_out(ring, oldest.index, oldest.turn);
         }
     }
+    // The replayer sees by the slot that this process lives.
+    crate::thread::slot(ring)?;
     let mark = ring.mark(ring.claim_mark(pid, write)?)?;
     MARKED.fetch_add(1, Ordering::Relaxed);
     Some(mark)
