@@ -223,7 +223,7 @@ impl Resync {
             }
             self.files.remove(&file);
         }
-        applier.check_bindings()?;
+        applier.check_bindings(&std::mem::take(&mut self.leveling.unbound))?;
         applier.repair_pending(Rest::AtRest)?;
         applier.settle(Rest::AtRest, usize::MAX, || true)?;
         Ok(std::mem::take(&mut self.leveling.unreadable))
@@ -345,8 +345,9 @@ impl Applier {
         self.target(record).ok()
     }
 
-    /// Drops names that do not lead to their file in the primary. Only right while the primary is held still.
-    fn check_bindings(&mut self) -> Result<(), ReplayError> {
+    /// Drops names that do not lead to their file in the primary, and adds those of `unbound` that do. Only right while
+    /// the primary is held still.
+    fn check_bindings(&mut self, unbound: &[(Vec<u8>, FileId)]) -> Result<(), ReplayError> {
         self.primary.forget(b"");
         let names: Vec<(Vec<u8>, FileId)> =
             self.ledger.bindings.iter().map(|(name, file)| (name.to_vec(), file)).collect();
@@ -368,6 +369,13 @@ impl Applier {
             self.ledger.enter(Entry::Forget(file));
             for name in right.get(&file).into_iter().flatten() {
                 self.ledger.enter(Entry::AddName(file, name));
+            }
+        }
+        for (name, file) in unbound {
+            let is_there =
+                self.primary.look(name).is_ok_and(|stat| stat.is_some_and(|stat| tree::id_of(&stat) == *file));
+            if is_there && self.ledger.bindings.file(name).is_none() {
+                self.ledger.enter(Entry::AddName(*file, name));
             }
         }
         Ok(())

@@ -124,7 +124,7 @@ impl Applier {
             return Ok(0);
         }
         self.primary.forget(b"");
-        let mut leveling = Leveling::default();
+        let mut leveling = Leveling::during(rest);
         for file in self.ledger.pending().file_ids() {
             let Some(ranges) = self.ledger.pending().ranges(file) else { continue };
             let ranges: Vec<(u64, u64)> = ranges.iter().collect();
@@ -146,9 +146,9 @@ impl Applier {
         let waiting: Vec<(Vec<u8>, PathRepair)> =
             self.ledger.pending().paths().map(|(path, what)| (path.to_vec(), what)).collect();
         for (path, what) in waiting {
-            let is_in_primary = self.primary.look(&path).map_err(in_primary("stat", &path))?.is_some();
-            if is_in_primary {
-                self.repair_path(&path, what, &mut leveling)?;
+            let wanted = self.primary.look(&path).map_err(in_primary("stat", &path))?;
+            if wanted.is_some() {
+                self.repair_path(&path, what, rest, &mut leveling)?;
             } else if rest == Rest::AtRest {
                 self.discard(&path)?;
                 self.ledger.enter(Entry::Remove(&path));
@@ -164,11 +164,15 @@ impl Applier {
         &mut self,
         path: &[u8],
         what: PathRepair,
+        rest: Rest,
         leveling: &mut Leveling,
     ) -> Result<bool, ReplayError> {
         self.primary.forget(b"");
+        let wanted = self.primary.look(path).map_err(in_primary("stat", path))?;
+        if rest == Rest::Busy && wanted.is_some_and(|wanted| self.is_in_order(path, &wanted)) {
+            return Ok(false);
+        }
         let unreadable = leveling.unreadable.len();
-        leveling.bind_all();
         let found = match what {
             PathRepair::Names => self.level_names(path, leveling)?,
             PathRepair::Tree => self.level_tree(path, leveling)?,

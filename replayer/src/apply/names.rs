@@ -16,6 +16,7 @@ use crate::limits::{Limit, is_refusal};
 use crate::paths;
 use crate::repair::PathRepair;
 use crate::resync::Leveling;
+use crate::settle::Rest;
 use crate::tree;
 
 /// What is in the way of an object that is to be made.
@@ -279,8 +280,8 @@ impl Applier {
     /// Compares a path with the primary now, or later if it is not there.
     fn read_again(&mut self, path: &[u8], what: PathRepair) -> Result<Applied, ReplayError> {
         self.ledger.enter(Entry::RepairPath(path, what));
-        let mut leveling = Leveling::default();
-        Ok(if self.repair_path(path, what, &mut leveling)? { Applied::Done } else { Applied::Repair })
+        let mut leveling = Leveling::during(Rest::Busy);
+        Ok(if self.repair_path(path, what, Rest::Busy, &mut leveling)? { Applied::Done } else { Applied::Repair })
     }
 
     /// Makes an object; where another one, or the same, is in its place, `is_same` decides. The inner error is one of

@@ -180,9 +180,9 @@ proptest! {
             }
         }
         late.apply_all(&waiting);
-        for mirror in [&mut once, &mut twice, &mut torn, &mut late] {
+        for (name, mirror) in [("once", &mut once), ("twice", &mut twice), ("torn", &mut torn), ("late", &mut late)] {
             mirror.rest();
-            prop_assert_eq!(mirror.differences(), []);
+            prop_assert_eq!(mirror.differences(), [], "{}", name);
         }
     }
 

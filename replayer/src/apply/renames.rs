@@ -46,12 +46,12 @@ impl Applier {
             self.ledger.enter(Entry::Remove(old));
             return Ok(Applied::Done);
         }
+        // Without a binding, and directories have none, nothing tells whether it is the one that was meant.
+        let is_doubtful = at_old != Some(file) && (self.ledger.is_ahead(old) || self.ledger.is_ahead(new));
         let is_directory = FileType::from_raw_mode(record.header.b as u32) == FileType::Directory;
         if is_directory || file.ino == 0 {
-            // A directory has no binding that would tell whether it is the one that was meant.
-            let doubtful = self.ledger.is_ahead(old) || self.ledger.is_ahead(new);
             let applied = self.rename_plainly(record, leaves_whiteout)?;
-            return if doubtful { self.missing(new) } else { Ok(applied) };
+            return if is_doubtful { self.missing(new) } else { Ok(applied) };
         }
         if at_new == Some(file) {
             // Done before, or read from a primary where it was.
@@ -72,7 +72,7 @@ impl Applier {
         if self.ledger.bindings.has(file) && self.ledger.bindings.file(new) != Some(file) {
             self.ledger.enter(Entry::AddName(file, new));
         }
-        Ok(applied)
+        if is_doubtful { self.missing(new) } else { Ok(applied) }
     }
 
     fn rename_plainly(&mut self, record: &Record, leaves_whiteout: bool) -> Result<Applied, ReplayError> {
@@ -176,6 +176,11 @@ impl Applier {
             }
         }
         self.ledger.enter(Entry::Exchange(a, b));
+        if self.ledger.is_ahead(a) || self.ledger.is_ahead(b) {
+            // What was read from the primary may have been exchanged already.
+            self.missing(a)?;
+            return self.missing(b);
+        }
         Ok(Applied::Done)
     }
 

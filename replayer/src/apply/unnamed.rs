@@ -51,7 +51,7 @@ impl Applier {
         }
         for (name, _) in self.mirror.list(UNNAMED).map_err(in_mirror("list", UNNAMED))? {
             let path = paths::join(UNNAMED, &name);
-            if self.ledger.bindings.file(&path).is_none() && name != b"exchanged" {
+            if self.ledger.bindings.file(&path).is_none() {
                 self.mirror.remove(&path).map_err(in_mirror("remove", &path))?;
             }
         }

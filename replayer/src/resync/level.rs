@@ -18,6 +18,7 @@ use crate::error::{ReplayError, in_mirror, in_primary, is_divergence};
 use crate::ledger::Entry;
 use crate::limits::{Limit, is_refusal};
 use crate::paths;
+use crate::settle::Rest;
 use crate::tree;
 
 /// Bytes of one file that are compared before others get a turn.
@@ -34,19 +35,26 @@ pub struct Leveling {
     compared: HashSet<FileId>,
     /// What could not be read in the primary.
     pub unreadable: Vec<(Vec<u8>, Errno)>,
-    binds: Binds,
+    phase: Phase,
+    /// Names of files with several that were not bound, because records say otherwise.
+    pub(super) unbound: Vec<(Vec<u8>, FileId)>,
     /// Bytes written to the mirror.
     pub bytes_written: u64,
     /// Objects looked at.
     pub objects: u64,
 }
 
-/// Which of the files that are met get a binding.
+/// What is known of the primary and of names while objects are compared.
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
-enum Binds {
+pub enum Phase {
+    /// Records are noted, not applied. The primary says what is to be; only files with several names get a binding.
     #[default]
-    FilesWithSeveralNames,
-    AllFiles,
+    Resync,
+    /// Records are applied, and the primary is ahead of them: what they say of names is exact and stays, where the
+    /// primary has another file. Every file that is met gets a binding, because programs may have it open.
+    Busy,
+    /// All records have been applied: the primary is right in everything. Every file gets a binding.
+    AtRest,
 }
 
 /// What an object is, once it is equal.
@@ -72,9 +80,10 @@ pub(super) struct Copying {
 }
 
 impl Leveling {
-    /// From now on every file that is met gets a binding, because programs may have it open.
-    pub const fn bind_all(&mut self) {
-        self.binds = Binds::AllFiles;
+    /// For repairs, outside a resync.
+    pub fn during(rest: Rest) -> Self {
+        let phase = if rest == Rest::AtRest { Phase::AtRest } else { Phase::Busy };
+        Self { phase, ..Self::default() }
     }
 
     /// From now on files are compared again, even those that were met before.
@@ -192,7 +201,8 @@ impl Applier {
             let wanted: HashSet<&[u8]> = names.iter().map(|name| &name[..]).collect();
             for (name, _) in theirs {
                 let child = paths::join(path, &name);
-                if !wanted.contains(&name[..]) && !paths::is_reserved(&child) {
+                let is_ours = leveling.phase == Phase::Busy && self.ledger.bindings.has_within(&child);
+                if !wanted.contains(&name[..]) && !paths::is_reserved(&child) && !is_ours {
                     self.discard(&child)?;
                     self.ledger.touch_path(path);
                 }
@@ -219,6 +229,9 @@ impl Applier {
             Err(errno) => return Err(in_primary("stat", path)(errno)),
         };
         let kind = tree::file_type(&wanted);
+        if leveling.phase == Phase::Busy && self.is_in_order(path, &wanted) {
+            return Ok(Leveled::Done);
+        }
         let mut there = self.look(path)?;
         if there.is_some_and(|there| tree::file_type(&there) != kind) {
             self.discard(path)?;
@@ -267,6 +280,15 @@ impl Applier {
         Ok(Leveled::Done)
     }
 
+    /// True when records say that another file is at `path` than the primary has there now, or files below it where
+    /// the primary has no directory. Records that follow say how it came to that.
+    pub(crate) fn is_in_order(&self, path: &[u8], wanted: &Stat) -> bool {
+        match self.ledger.bindings.file(path) {
+            Some(file) => file != tree::id_of(wanted),
+            None => tree::file_type(wanted) != FileType::Directory && self.ledger.bindings.has_within(path),
+        }
+    }
+
     /// True while a file that got its first name still has its hidden one.
     fn has_hidden_name(&self, path: &[u8]) -> bool {
         let file = self.ledger.bindings.file(path);
@@ -306,7 +328,7 @@ impl Applier {
                 continue;
             }
             // While records are applied, what they say of the mirror's names is exact. A resync goes by the primary.
-            let is_other_name = leveling.binds == Binds::AllFiles && self.ledger.bindings.file(&other) == Some(file)
+            let is_other_name = leveling.phase != Phase::Resync && self.ledger.bindings.file(&other) == Some(file)
                 || self.primary.look(&other).is_ok_and(|stat| stat.is_some_and(|stat| tree::id_of(&stat) == file));
             let Some(source) =
                 self.look(&other)?.filter(|source| is_other_name && tree::file_type(source) == tree::file_type(wanted))
@@ -360,15 +382,23 @@ impl Applier {
         Ok(false)
     }
 
-    fn bind_found(&mut self, path: &[u8], wanted: &Stat, leveling: &Leveling) {
-        let is_wanted = wanted.st_nlink > 1
-            || leveling.binds == Binds::AllFiles && tree::file_type(wanted) == FileType::RegularFile;
+    fn bind_found(&mut self, path: &[u8], wanted: &Stat, leveling: &mut Leveling) {
         let file = tree::id_of(wanted);
+        // A file of which a name is known, or was, has or had several.
+        let is_wanted = wanted.st_nlink > 1
+            || self.ledger.bindings.has(file)
+            || self.ledger.bindings.is_gone(file)
+            || leveling.phase != Phase::Resync && tree::file_type(wanted) == FileType::RegularFile;
         if !is_wanted || self.ledger.bindings.file(path) == Some(file) {
             return;
         }
+        if leveling.phase == Phase::Resync && self.ledger.bindings.file(path).is_some() {
+            // Records that are still to come may take the name from the other file, which must not lose it before.
+            leveling.unbound.push((path.to_vec(), file));
+            return;
+        }
         // What records say of a file's only name is not doubted here: the primary may be ahead of them.
-        if wanted.st_nlink > 1 || !self.ledger.bindings.has(file) {
+        if wanted.st_nlink > 1 || leveling.phase == Phase::Resync || !self.ledger.bindings.has(file) {
             self.ledger.enter(Entry::AddName(file, path));
         }
     }
