@@ -16,5 +16,6 @@ mod mutants;
 mod place;
 mod process;
 mod programs;
+mod stores;
 mod unfollowed;
 mod workloads;
