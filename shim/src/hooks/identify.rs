@@ -80,31 +80,73 @@ pub fn bind(ring: &Ring, fd: i32, stat: &libc::stat, flags: u64, hint: Option<(i
     {
         return verdict;
     }
-    let link = descriptor_path(fd);
     for _ in 0..TRIES {
-        let mut spelling = Buffer::new();
-        if spelling.fill(|room| read_link(HERE, link.as_ptr().cast(), room)).is_err() {
-            return bind_without_proc(ring, fd, stat, flags);
-        }
-        match bind_by_spelling(ring, fd, file, flags, HERE, spelling.bytes(), spelling.as_ptr()) {
-            Some(verdict) => return verdict,
-            None if stat_descriptor(fd).is_ok_and(|now| now.st_nlink == 0) => break,
-            // The name by which it was opened is gone, but it has others: the replayer knows all names of such files.
-            None if spelling.bytes().ends_with(b" (deleted)") => {
-                descriptors::set_file(fd, file, flags | descriptors::MAYBE_OUTSIDE);
-                return Verdict::File(file, flags | descriptors::MAYBE_OUTSIDE);
-            }
-            None => {}
+        match bind_by_proc(ring, fd, file, flags) {
+            Named::Verdict(verdict) => return verdict,
+            Named::Unknown => return bind_without_proc(ring, fd, stat, flags),
+            Named::Moved => {}
         }
     }
-    // It lost its name meanwhile, or is renamed faster than we look: several names, or none.
-    if stat_descriptor(fd).is_ok_and(|now| now.st_nlink == 0) {
-        descriptors::set_outside(ring, fd, 0);
-        return Verdict::Outside(0);
-    }
+    // It is renamed faster than we look.
     lose(ring);
     descriptors::set_file(fd, file, flags | descriptors::MAYBE_OUTSIDE);
     Verdict::File(file, flags | descriptors::MAYBE_OUTSIDE)
+}
+
+/// What /proc says of a descriptor's name.
+enum Named {
+    /// It is bound, or it is none of our business.
+    Verdict(Verdict),
+    /// The name has changed under our eyes.
+    Moved,
+    /// /proc can't be asked.
+    Unknown,
+}
+
+/// Binds `fd` under the name that /proc gives it. The name needs no other confirmation than that it is still the same
+/// once its directory is locked, so it may lie where the program can't go.
+fn bind_by_proc(ring: &Ring, fd: i32, file: FileId, flags: u64) -> Named {
+    let link = descriptor_path(fd);
+    let ask = |answer: &mut Buffer| answer.fill(|room| read_link(HERE, link.as_ptr().cast(), room)).is_ok();
+    let Some(mut operation) = Operation::on_names(ring) else { return Named::Unknown };
+    let (mut before, mut place, mut now) = (Buffer::new(), Buffer::new(), Buffer::new());
+    if !ask(&mut before) {
+        return Named::Unknown;
+    }
+    let Some(mut absolute) = Buffer::of(before.bytes()) else { return Named::Unknown };
+    let found = directory::relative(ring, &mut absolute, &mut place);
+    if found == Found::Inside {
+        let (dir, _) = directory::split(place.bytes());
+        operation.lock(&mut [StripeIndex::of_directory(dir.strip_suffix(b"/").unwrap_or(dir))]);
+    }
+    let Ok(stat) = stat_descriptor(fd) else { return Named::Unknown };
+    if !ask(&mut now) || now.bytes() != before.bytes() {
+        return Named::Moved;
+    }
+    // So ends the kernel's spelling of a name that is gone; and perhaps a name that is there.
+    let is_gone = now.bytes().ends_with(b" (deleted)")
+        && !stat_at(HERE, now.as_ptr(), libc::AT_SYMLINK_NOFOLLOW).is_ok_and(|there| file_id(&there) == file);
+    let flags = if found != Found::Inside || is_gone {
+        if stat.st_nlink == 0 {
+            return Named::Unknown;
+        }
+        // By its other names it may be a file of the primary: the replayer knows all names of such files.
+        if stat.st_nlink == 1 && found != Found::Inside
+            || stat.st_dev != ring.header().primary_dev.load(Ordering::Relaxed)
+        {
+            descriptors::set_outside(ring, fd, 0);
+            return Named::Verdict(Verdict::Outside(0));
+        }
+        flags | descriptors::MAYBE_OUTSIDE
+    } else {
+        let draft = Draft { file, path1: place.bytes(), ..Draft::new(Kind::Bind) };
+        if let Some(pending) = operation.intend(&draft, 0) {
+            operation.commit(pending, |_| {});
+        }
+        flags
+    };
+    descriptors::set_file(fd, file, flags);
+    Named::Verdict(Verdict::File(file, flags))
 }
 
 /// Binds `fd` under the name that `path` spells, if it is that; `None` when the name now stands for something else.

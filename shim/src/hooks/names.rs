@@ -48,11 +48,23 @@ impl<'a> Name<'a> {
     }
 }
 
-/// The result of a call on a name that can't be found: the kernel refuses it, in its own words. If it doesn't, because the
-/// name has appeared meanwhile, the change is counted as lost.
-pub fn refused(ring: &Ring, result: isize) -> isize {
-    if !is_error(result) {
-        lose(ring);
+/// The result of a call on names (each relative to a descriptor) of which one can't be found: the kernel refuses it, in its
+/// own words. If it doesn't, because the name has appeared meanwhile, what is there is read again.
+pub fn refused(operation: &Operation<'_>, names: &[(i32, &[u8])], result: isize) -> isize {
+    if is_error(result) {
+        return result;
+    }
+    for (dirfd, spelling) in names {
+        let (dir, name) = directory::split(spelling);
+        let mut place = Buffer::new();
+        match directory::find(operation.ring, *dirfd, dir, &mut place) {
+            Found::Inside if append_name(&mut place, name) => {
+                let pending = operation.intend(&Draft { path1: place.bytes(), ..Draft::new(Kind::Import) }, 0);
+                conclude(operation, pending, true, |_| {});
+            }
+            Found::Outside => {}
+            _ => lose(operation.ring),
+        }
     }
     result
 }
@@ -74,7 +86,7 @@ fn on_name(
     match name.find_directory(ring, &mut place) {
         Found::Inside => {}
         Found::Outside => return plain(),
-        Found::Failed(_) => return refused(ring, plain()),
+        Found::Failed(_) => return refused(&operation, &[(name.dirfd, name.spelling)], plain()),
         Found::Unclear => {
             lose(ring);
             return plain();
@@ -82,7 +94,7 @@ fn on_name(
     }
     operation.lock(&mut [StripeIndex::of_directory(place.bytes())]);
     if !append_name(&mut place, name.last()) {
-        return refused(ring, plain());
+        return refused(&operation, &[(name.dirfd, name.spelling)], plain());
     }
     recorded(&mut operation, &name, place.bytes())
 }
@@ -231,7 +243,10 @@ pub fn renameat2(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const
         let Some(mut operation) = entered else { return call() };
         let (from_end, to_end) = match (locate(ring, &from), locate(ring, &to)) {
             (Ok(from), Ok(to)) => (from, to),
-            _ => return refused(ring, call()),
+            _ => {
+                let names = [(old_dirfd, from.spelling), (new_dirfd, to.spelling)];
+                return refused(&operation, &names, call());
+            }
         };
         let mut stripes = [None; 3];
         let mut add = |stripe| {
@@ -346,7 +361,7 @@ pub fn linkat(old_dirfd: i32, old: *const c_char, new_dirfd: i32, new: *const c_
     let entered = if moves { Operation::moving(ring) } else { Operation::on_names(ring) };
     let Some(mut operation) = entered else { return call() };
     let (Ok(origin), Ok(to_end)) = (origin_of(ring, old_dirfd, old_path, old, flags), locate(ring, &to)) else {
-        return refused(ring, call());
+        return refused(&operation, &[(new_dirfd, to.spelling)], call());
     };
     let from_stripe = if let Origin::Name(path) = &origin { Some(parent_of(path.bytes())) } else { None };
     let End::Inside(path) = to_end else {

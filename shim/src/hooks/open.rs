@@ -201,7 +201,7 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     match directory::find(ring, request.dirfd, dir, &mut place) {
         Found::Inside => {}
         Found::Outside => return Step::Plain,
-        Found::Failed(_) => return Step::Done(refused(ring, request)),
+        Found::Failed(_) => return Step::Done(refused(&operation, request, path)),
         Found::Unclear => {
             lose(ring);
             return Step::Plain;
@@ -209,7 +209,7 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     }
     operation.lock(&mut [StripeIndex::of_directory(place.bytes())]);
     if !append_name(&mut place, name) {
-        return Step::Done(refused(ring, request));
+        return Step::Done(refused(&operation, request, path));
     }
     if request.has(libc::O_CREAT) {
         let result = create(&operation, request, place.bytes());
@@ -220,7 +220,7 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
     let stat = match stat_at(request.dirfd, request.address, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(result) if result == error(libc::ENOENT) && request.has(libc::O_CREAT) => return Step::Again,
-        Err(_) => return Step::Done(refused(ring, request)),
+        Err(_) => return Step::Done(refused(&operation, request, path)),
     };
     match file_type(&stat) {
         libc::S_IFREG => Step::Done(open_existing(&mut operation, request, place.bytes(), &stat)),
@@ -230,8 +230,8 @@ fn open_in_directory(ring: &Ring, request: Request, path: &[u8]) -> Step {
 }
 
 /// An open of a name that can't be found: the kernel refuses it, in its own words.
-fn refused(ring: &Ring, request: Request) -> isize {
-    let result = super::names::refused(ring, request.call(0, 0));
+fn refused(operation: &Operation<'_>, request: Request, path: &[u8]) -> isize {
+    let result = super::names::refused(operation, &[(request.dirfd, path)], request.call(0, 0));
     forget(result);
     result
 }

@@ -102,7 +102,7 @@ fn try_spelling(
     match directory::find(ring, dirfd, dir, &mut place) {
         Found::Inside => {}
         Found::Outside => return None,
-        Found::Failed(_) => return Some(refused(ring, plain())),
+        Found::Failed(_) => return Some(refused(&operation, &[(dirfd, path)], plain())),
         Found::Unclear => {
             lose(ring);
             return Some(plain());
@@ -112,7 +112,7 @@ fn try_spelling(
     operation.lock(&mut [directory]);
     let stat = match stat_at(dirfd, address, libc::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
-        Err(_) => return Some(refused(ring, plain())),
+        Err(_) => return Some(refused(&operation, &[(dirfd, path)], plain())),
     };
     if file_type(&stat) == libc::S_IFLNK && (follows == Follow::Yes || ends_in_slash) {
         return None;
