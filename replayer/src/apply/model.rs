@@ -234,6 +234,10 @@ impl Primary {
             // rename(2) does nothing with two names of one file, and there is no record.
             return Ok(());
         }
+        if other != 0 && flags.contains(RenameFlags::WHITEOUT) {
+            // ext4 refuses some of these after it has changed the modification time of the directory.
+            return Err(std::io::ErrorKind::AlreadyExists.into());
+        }
         rustix::fs::renameat_with(CWD, self.at(old), CWD, self.at(new), flags)?;
         let header = Header {
             a: u64::from(flags.bits()),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
-use journal::record::{FileId, Header, Kind};
+use journal::record::{FLAG_WITHIN, FileId, Header, Kind};
 use rustix::fs::{FallocateFlags, FileType, IFlags, RenameFlags};
 
 use super::Applied;
@@ -214,6 +214,22 @@ fn names_are_bytes_and_paths_may_be_longer_than_the_kernel_takes() {
     }
     let mut tree = crate::tree::Tree::open(&primary.path(), 8).expect("opened");
     tree.remove(&[b'd'; 250]).expect("removed");
+}
+
+#[test]
+fn what_lay_behind_the_end_of_a_mapped_file_is_left_out() {
+    let mut primary = Primary::new();
+    done(primary.create(1, b"mapped", 0o600));
+    done(primary.write(1, 0, &[b'.'; 5000]));
+    let file = primary.open[&1].1;
+    let within = Header { flags: FLAG_WITHIN, ..header_at(file, 4096) };
+    primary.push(Kind::Write, within, b"", b"", &[b'p'; 4096]);
+    let beyond = Header { flags: FLAG_WITHIN, ..header_at(file, 8192) };
+    primary.push(Kind::Write, beyond, b"", b"", &[b'q'; 4096]);
+    let mut mirror = Mirror::new(&primary, "m");
+    mirror.apply_all(&primary.records);
+    let content = std::fs::read(mirror.path(b"mapped")).expect("there");
+    assert_eq!(content, [[b'.'; 4096].as_slice(), &[b'p'; 904]].concat());
 }
 
 fn header_at(file: FileId, offset: u64) -> Header {
