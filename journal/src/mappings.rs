@@ -161,7 +161,10 @@ impl Ring {
             flags: (state >> 8) as u8,
         };
         let state = MappingState::from_u32(state & 0xff);
-        let range = if ino == 0 { Range { file: FileId::NONE, ..range } } else { range };
+        // Whatever lies there, its ends can be computed with.
+        let bytes = range.bytes.min(u64::MAX - range.address.max(range.offset));
+        let file = if ino == 0 { FileId::NONE } else { range.file };
+        let range = Range { file, bytes, ..range };
         let same = entry.turn.load(Ordering::Acquire) == turn;
         (pid != 0 && same).then_some(MappingView { index, turn, pid, state, range })
     }

@@ -40,6 +40,8 @@ const FLUSH_MAX: Duration = Duration::from_secs(10);
 const PAGES_AT_ONCE: u64 = 1024;
 /// Ranges that can't be tracked are compared each second up to this size; of larger ones as much a second.
 const COMPARED_BYTES: u64 = 64 << 20;
+/// Larger ranges are read again by the mirrors instead.
+const HASHED_BYTES_MAX: u64 = 64 << 30;
 /// A range that is compared for the first time is recorded with what it holds up to this size.
 const NEW_BYTES_MAX: u64 = 16 << 20;
 /// Larger ranges whose end in the file isn't known are not scanned: the kernel would note every page of them.
@@ -317,8 +319,9 @@ impl Looker<'_> {
         let file = area.and_then(|area| open(&area.path, range.file));
         let size = file.as_ref().and_then(|file| file.metadata().ok()).map(|data| data.len());
         // Beyond the end of the file there is nothing to find.
-        let bytes =
-            size.map_or(range.bytes, |size| range.bytes.min(size.saturating_sub(range.offset).next_multiple_of(4096)));
+        let bytes = size.map_or(range.bytes, |size| {
+            range.bytes.min(size.saturating_sub(range.offset).saturating_add(4095) & !4095)
+        });
         if let (MappingState::Tracked, Seen::Areas(_, Some(pagemap))) = (view.state, process)
             && (file.is_some() || bytes <= SCANNED_BYTES_MAX)
             && self.record_written(view, pagemap, file.as_ref(), bytes)
@@ -412,8 +415,10 @@ impl Looker<'_> {
         if known.due <= now || all {
             known.due = now + EVERY.mul_f64((bytes as f64 / COMPARED_BYTES as f64).max(0.9));
             match file {
-                Some(file) => self.compare_blocks(view, file, bytes, &mut known.blocks),
-                None => self.under_lock(range.file, |this| this.reread(range.file, range.offset, bytes, range.flags)),
+                Some(file) if bytes <= HASHED_BYTES_MAX => self.compare_blocks(view, file, bytes, &mut known.blocks),
+                Some(_) | None => {
+                    self.under_lock(range.file, |this| this.reread(range.file, range.offset, bytes, range.flags))
+                }
             }
         }
         self.compared.insert(view.index, known);
