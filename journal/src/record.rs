@@ -94,7 +94,7 @@ kinds! {
     /// Inode flags of `file`, or of P1 when given, became `a` (FS_IOC_SETFLAGS).
     Flags = 16,
     /// Bytes `a` to `a + b` of `file` changed in a way that carries no data here; they are re-read from the primary.
-    /// `b` of u64::MAX means to the end, size included.
+    /// `b` of u64::MAX means to the end, size included; 0 that only its times may have changed.
     Reread = 17,
     /// `file` came in from outside as P1, or left P1 for there, with everything below it: what was at P1 is no more, and
     /// what is there now is re-read from the primary. `file` is none where it isn't known.

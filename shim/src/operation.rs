@@ -239,6 +239,12 @@ impl<'r> Operation<'r> {
         self.ring.abort(&pending.claim);
     }
 
+    /// Records that a call on `file` has failed. The kernel may have changed the file's times all the same: it does so
+    /// before it looks at what the call asks for (`file_modified` in ext4's fallocate and in all writes).
+    pub fn failed(&self, file: FileId, flags: u8) {
+        self.reread(file, 0, 0, flags);
+    }
+
     /// Records that a range of `file` is to be re-read from the primary.
     pub fn reread(&self, file: FileId, offset: u64, bytes: u64, flags: u8) {
         let draft = Draft { file, a: offset, b: bytes, flags, ..Draft::new(RecordKind::Reread) };

@@ -65,8 +65,8 @@ impl Applier {
         let failed = |errno| self.failed("allocate in", file, errno);
         let size = rustix::fs::fstat(&*fd).map_err(failed)?.st_size as u64;
         let fallback = if mode.contains(FallocateFlags::COLLAPSE_RANGE) || mode.contains(FallocateFlags::INSERT_RANGE) {
-            if self.ledger.is_file_ahead(file) {
-                // What was read from the primary may have been moved already.
+            if self.ledger.is_file_ahead(file) || self.ledger.pending().ranges(file).is_some() {
+                // What was read from the primary may have been moved already, and what waits to be read has moved.
                 return self.read_now(file, Ranges::WHOLE);
             }
             let removes = mode.contains(FallocateFlags::COLLAPSE_RANGE);
@@ -108,6 +108,10 @@ impl Applier {
         let file = record.file();
         if !self.ledger.bindings.has(file) {
             return Ok(self.unknown(record));
+        }
+        if record.header.b == 0 {
+            self.ledger.touch(file);
+            return Ok(Applied::Done);
         }
         self.read_now(file, (record.header.a, record.header.b))
     }

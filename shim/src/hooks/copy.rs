@@ -159,6 +159,7 @@ fn transfer(
     let result = call(room);
     if is_error(result) || result == 0 {
         operation.abort(&pending);
+        operation.failed(file, flags);
         return result;
     }
     let moved = result as usize;

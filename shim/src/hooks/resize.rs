@@ -75,6 +75,9 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, bytes: i64) -> isize {
         }
     }
     conclude(&operation, pending, !is_error(result), |_| {});
+    if is_error(result) {
+        operation.failed(file, maybe);
+    }
     result
 }
 

@@ -323,6 +323,7 @@ fn record_piece(
     };
     if is_error(result) || result == 0 {
         operation.abort(&pending);
+        operation.failed(target.file, target.record_flags());
         return result;
     }
     if copied.is_none() {
