@@ -78,5 +78,11 @@ int main(void) {
     setrlimit(RLIMIT_FSIZE, &limit);
     SAY(write(append, "free again", 10));
     look("limited");
+
+    // Calls that fail, after the kernel has set the file's time all the same. The pause lets the mirrors come to rest.
+    int timed = open("timed", O_RDWR | O_CREAT, 0644);
+    SAY(write(timed, "abc", 3));
+    usleep(300000);
+    SAY(fallocate(timed, FALLOC_FL_COLLAPSE_RANGE, 8192, 4096));
     return 0;
 }
