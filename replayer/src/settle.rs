@@ -129,7 +129,7 @@ impl Applier {
             let Some(ranges) = self.ledger.pending().ranges(file) else { continue };
             let ranges: Vec<(u64, u64)> = ranges.iter().collect();
             self.ledger.read_ahead(file);
-            if self.read_ranges(file, &ranges)? {
+            if self.read_ranges_late(file, &ranges)? {
                 self.ledger.touch(file);
                 self.ledger.enter(Entry::MendedFile(file));
             } else if rest == Rest::AtRest {

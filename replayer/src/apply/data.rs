@@ -141,6 +141,18 @@ impl Applier {
         Ok(false)
     }
 
+    /// As [`Self::read_ranges`], for what has waited: bits that a write takes away were dealt with in their order.
+    pub(crate) fn read_ranges_late(&mut self, file: FileId, ranges: &[(u64, u64)]) -> Result<bool, ReplayError> {
+        let Some(mirror) = self.open_bound(file)? else { return Ok(false) };
+        let mode = rustix::fs::fstat(&*mirror).map_err(|errno| self.failed("stat", file, errno))?.st_mode & 0o7777;
+        let is_done = self.read_ranges(file, ranges)?;
+        if is_done && mode & 0o6000 != 0 {
+            rustix::fs::fchmod(&*mirror, Mode::from_raw_mode(mode))
+                .map_err(|errno| self.failed("change the mode of", file, errno))?;
+        }
+        Ok(is_done)
+    }
+
     /// As [`Self::read_ranges`], by one name, which must be the file's on both sides.
     pub(crate) fn read_ranges_by(
         &mut self,

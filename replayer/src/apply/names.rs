@@ -203,7 +203,7 @@ impl Applier {
         if let Some(ranges) = self.ledger.pending().ranges(file) {
             // Now there may be a name by which to read what waits.
             let ranges: Vec<(u64, u64)> = ranges.iter().collect();
-            if self.read_ranges(file, &ranges)? {
+            if self.read_ranges_late(file, &ranges)? {
                 self.ledger.enter(Entry::MendedFile(file));
             }
         }
