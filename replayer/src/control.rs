@@ -4,7 +4,6 @@
 //! lasts as long as the connection. Nothing here waits for a mirror's I/O but what is meant to: `wait` and `freeze`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -153,17 +152,7 @@ impl Server {
     /// What kept the socket from being made.
     pub fn start(replayer: &Arc<Replayer>) -> anyhow::Result<Self> {
         let address = replayer.set().control_address()?;
-        // A socket that is left over has nobody behind it: this process holds the replayer's lock.
-        match std::fs::remove_file(address.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", address.path().display()));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(address.path())
-            .with_context(|| format!("cannot make the socket {}", address.path().display()))?;
-        std::fs::set_permissions(address.path(), std::fs::Permissions::from_mode(0o600))
-            .with_context(|| format!("cannot make {} private", address.path().display()))?;
+        let listener = address.listen()?;
         let state = Arc::new(State::default());
         let (shared, inner) = (Arc::clone(replayer), Arc::clone(&state));
         let thread = std::thread::Builder::new().name("control".into());

@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -119,16 +119,7 @@ impl Server {
     /// What kept the socket from being made.
     pub fn start(replayer: &Arc<Replayer>, commands: Receiver<Command>) -> anyhow::Result<Self> {
         let address = SocketAddress::new(replayer.set().dir(), "mappings")?;
-        match std::fs::remove_file(address.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove {}", address.path().display()));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(address.path())
-            .with_context(|| format!("cannot make the socket {}", address.path().display()))?;
-        std::fs::set_permissions(address.path(), std::fs::Permissions::from_mode(0o600))
-            .with_context(|| format!("cannot make {} private", address.path().display()))?;
+        let listener = address.listen()?;
         let is_closed = Arc::new(AtomicBool::new(false));
         let teller = replayer.mappings.commands.clone();
         let (closed, thread) = (Arc::clone(&is_closed), std::thread::Builder::new().name("announced".into()));

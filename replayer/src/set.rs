@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -496,6 +497,23 @@ impl SocketAddress {
         })?;
         let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&opened)));
         Ok(Self { path, _dir: Some(opened) })
+    }
+
+    /// Makes the socket, for this user alone. One that is left over has nobody behind it: the caller holds the
+    /// replayer's lock.
+    ///
+    /// # Errors
+    /// `Io` with what failed.
+    pub fn listen(&self) -> Result<UnixListener, SetError> {
+        let failed = |what| move |source| SetError::Io { what, path: self.path.clone(), source };
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&self.path).map_err(failed("make the socket"))?;
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&self.path, private).map_err(failed("make private"))?;
+        Ok(listener)
     }
 
     /// What bind(2) and connect(2) take. Valid while `self` lives.
