@@ -128,7 +128,13 @@ impl Resync {
                 self.dirty(applier, path1, Scope::One);
             }
             Kind::Attributes | Kind::SetXattr | Kind::RemoveXattr | Kind::Flags => match applier.target_of(record) {
-                Some(path) => self.dirty(applier, &path, Scope::One),
+                Some(path) => {
+                    // The file may keep them under another name when this one goes.
+                    if let Some(bound) = applier.ledger.bindings.file(&path) {
+                        self.files.entry(bound).or_default();
+                    }
+                    self.dirty(applier, &path, Scope::One);
+                }
                 None => self.note_bytes(applier, record, 0, 0),
             },
             Kind::Import => {

@@ -217,8 +217,8 @@ impl Applier {
         let stat = self.primary.look(to).map_err(in_primary("stat", to))?;
         if stat.is_some_and(|stat| stat.st_nlink > 1 && tree::id_of(&stat) == file) {
             for (_, name) in self.find_files(&HashSet::from([file]))? {
-                // A name that stands for another file here is ahead of the records.
-                if name != to && self.ledger.bindings.file(&name).is_none() {
+                // A name that is not here, or stands for another file, is ahead of the records.
+                if name != to && self.ledger.bindings.file(&name).is_none() && self.look(&name)?.is_some() {
                     self.ledger.enter(Entry::AddName(file, &name));
                 }
             }

@@ -44,6 +44,9 @@ impl Applier {
             // Two names of one file here, but not where the record was made: rename(2) would have done nothing.
             self.discard(old)?;
             self.ledger.enter(Entry::Remove(old));
+            if leaves_whiteout {
+                self.make_whiteout(old)?;
+            }
             return Ok(Applied::Done);
         }
         // Without a binding, and directories have none, nothing tells whether it is the one that was meant.
@@ -59,7 +62,7 @@ impl Applier {
                 self.missing(old)?;
                 return self.missing(new);
             }
-            return Ok(Applied::Done);
+            return if self.look(new)?.is_some() { Ok(Applied::Done) } else { self.missing(new) };
         }
         let applied = self.rename_plainly(record, leaves_whiteout)?;
         if at_old.is_some_and(|other| other != file) {
@@ -98,10 +101,15 @@ impl Applier {
             Err(errno) => return Err(in_mirror("rename", old)(errno)),
         };
         if leaves_whiteout {
-            let (mode, owner) = (u64::from(FileType::CharacterDevice.as_raw_mode()), pack_owner(u32::MAX, u32::MAX));
-            self.make_node(old, mode, owner, 0)?;
+            self.make_whiteout(old)?;
         }
         Ok(applied)
+    }
+
+    /// What a rename with RENAME_WHITEOUT leaves behind; its owner is settled.
+    fn make_whiteout(&mut self, path: &[u8]) -> Result<Applied, ReplayError> {
+        let (mode, owner) = (u64::from(FileType::CharacterDevice.as_raw_mode()), pack_owner(u32::MAX, u32::MAX));
+        self.make_node(path, mode, owner, 0)
     }
 
     /// A rename whose source is not in the mirror, or whose target's directory is not.

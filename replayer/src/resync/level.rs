@@ -242,14 +242,19 @@ impl Applier {
             self.level_directory(path, there.as_ref())?;
             return Ok(Leveled::Directory(wanted));
         }
-        if wanted.st_nlink > 1 {
-            let is_linked = self.level_links(path, &wanted, &mut there, leveling)?;
+        // While records wait, one of the names that they know of may have gone from the primary already.
+        let is_known = leveling.phase == Phase::Busy && self.ledger.bindings.has(tree::id_of(&wanted));
+        let mut is_linked = false;
+        if wanted.st_nlink > 1 || is_known {
+            is_linked = self.level_links(path, &wanted, &mut there, leveling)?;
             if is_linked && leveling.compared.contains(&tree::id_of(&wanted)) {
                 self.bind_found(path, &wanted, leveling);
                 return Ok(Leveled::Done);
             }
             leveling.compared.insert(tree::id_of(&wanted));
-        } else if there.is_some_and(|there| there.st_nlink > 1) && !self.has_hidden_name(path) {
+        }
+        let is_shared = there.is_some_and(|there| there.st_nlink > 1);
+        if wanted.st_nlink == 1 && !is_linked && is_shared && !self.has_hidden_name(path) {
             self.discard(path)?;
             there = None;
         }
@@ -397,10 +402,7 @@ impl Applier {
             leveling.unbound.push((path.to_vec(), file));
             return;
         }
-        // What records say of a file's only name is not doubted here: the primary may be ahead of them.
-        if wanted.st_nlink > 1 || leveling.phase == Phase::Resync || !self.ledger.bindings.has(file) {
-            self.ledger.enter(Entry::AddName(file, path));
-        }
+        self.ledger.enter(Entry::AddName(file, path));
     }
 
     fn level_content(&mut self, path: &[u8], is_new: bool, leveling: &mut Leveling) -> Result<Content, ReplayError> {
