@@ -326,6 +326,14 @@ impl Applier {
         leveling: &mut Leveling,
     ) -> Result<bool, ReplayError> {
         let file = tree::id_of(wanted);
+        if let Some(there) = there
+            && there.st_nlink > 1
+            && leveling.mirror_files.get(&there.st_ino) == Some(&file)
+        {
+            // It is the file's already, whatever the mirror still has under its other names.
+            leveling.links.insert(file, path.to_vec());
+            return Ok(true);
+        }
         let mut others: Vec<Vec<u8>> = leveling.links.get(&file).cloned().into_iter().collect();
         others.extend(self.ledger.bindings.names(file).map(<[u8]>::to_vec));
         for other in others {
