@@ -324,17 +324,13 @@ impl Worker {
         if self.phase != Phase::Serving {
             return;
         }
-        let backlog = &self.replayer.backlog;
+        let replayer = Arc::clone(&self.replayer);
+        let backlog = &replayer.backlog;
         if backlog.should_release(self.place.position) {
             backlog.release();
         }
-        if self.looked_at.elapsed() >= PLACE_EVERY {
-            self.looked_at = Instant::now();
-            let settings = &self.mirror.settings;
-            if !self.site.as_ref().is_some_and(|site| site.is_in_place(settings)) {
-                let reason = format!("{:?} is no longer where it was", settings.path);
-                return self.go_away(MirrorState::Away, reason);
-            }
+        if self.looked_at.elapsed() >= PLACE_EVERY && !self.is_in_place() {
+            return;
         }
         if applied {
             self.dry_since = None;

@@ -67,6 +67,9 @@ fn judge(report: &Report) -> (Level, String) {
 
 fn judge_set(set: &SetStatus) -> Vec<(Level, String)> {
     let mut findings = Vec::new();
+    if set.mirrors.is_empty() {
+        findings.push((Level::Warning, format!("{}: it has no mirrors", set.name)));
+    }
     let behind = set.mirrors.iter().any(|mirror| mirror.lag_records > 0 || mirror.lag_bytes > 0);
     if set.replayer.pid.is_none() && behind {
         findings.push((Level::Critical, format!("{}: no replayer runs and records wait", set.name)));

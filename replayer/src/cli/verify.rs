@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
   lockstep verify backup some/directory
   lockstep verify --json")]
 pub struct Verify {
-    /// Mend what differs
-    #[arg(long)]
+    /// Mend what differs (not available yet)
+    #[arg(long, hide = true)]
     repair: bool,
     /// As JSON
     #[arg(long)]
@@ -60,7 +60,9 @@ impl Verify {
     /// doesn't keep the others from being compared.
     pub fn main(&self, global: &Global) -> anyhow::Result<Exit> {
         if self.repair {
-            eprintln!("lockstep: `lockstep verify --repair` is not available yet: it comes with a later version");
+            eprintln!(
+                "lockstep: `lockstep verify --repair` is not available yet: `lockstep resync MIRROR` mends a whole mirror"
+            );
             return Ok(Exit::Trouble);
         }
         let sets = select::sets(global)?;

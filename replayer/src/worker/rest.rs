@@ -19,8 +19,24 @@ const CURSOR_AFTER: Duration = Duration::from_secs(1);
 const SYNC_AFTER: Duration = Duration::from_secs(5);
 
 impl Worker {
-    /// Brings times level, and finishes repairs that can be finished.
+    /// Looks whether the mirror is still where it was; if not, it is away from now on.
+    pub(super) fn is_in_place(&mut self) -> bool {
+        self.looked_at = Instant::now();
+        let settings = &self.mirror.settings;
+        let in_place = self.site.as_ref().is_some_and(|site| site.is_in_place(settings));
+        if !in_place {
+            let reason = format!("{:?} is no longer where it was", settings.path);
+            self.go_away(MirrorState::Away, reason);
+        }
+        in_place
+    }
+
+    /// Brings times level, and finishes repairs that can be finished. A mirror is never called current that is not
+    /// found where it should be.
     pub(super) fn settle(&mut self) {
+        if !self.is_in_place() {
+            return;
+        }
         let Some(site) = &mut self.site else { return };
         self.settled_at = Instant::now();
         let position = self.place.position;
