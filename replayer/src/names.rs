@@ -76,7 +76,10 @@ impl Names {
             // Two names of one file: rename(2) does nothing.
             Kind::Rename if file != FileId::NONE && self.ledger.bindings.file(path2) == Some(file) => {}
             Kind::Rename => self.enter(Entry::Rename(path1, path2)),
-            Kind::Unlink | Kind::RemoveDirectory if self.knows(path1) => self.enter(Entry::Remove(path1)),
+            // What is imported may have been here before, under other inode numbers.
+            Kind::Unlink | Kind::RemoveDirectory | Kind::Import if self.knows(path1) => {
+                self.enter(Entry::Remove(path1))
+            }
             Kind::CreateUnnamed => self.enter(Entry::Unnamed(file, record.pid())),
             _ => {}
         }
