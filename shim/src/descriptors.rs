@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use journal::Ring;
-use journal::record::FileId;
+use journal::record::{FLAG_MAYBE_OUTSIDE, FileId};
 
 /// Descriptors above this number are asked about each time.
 const ENTRIES: usize = 1 << 16;
@@ -19,8 +19,6 @@ const VERDICT: u64 = 3;
 
 /// Every write appends, whatever offset is asked for (O_APPEND).
 pub const APPENDS: u64 = 4;
-/// The descriptor was opened for reading too.
-pub const READS: u64 = 8;
 /// Transfers bypass the page cache and want aligned addresses (O_DIRECT).
 pub const DIRECT: u64 = 16;
 /// The file was met under a name outside the primary; it has several names.
@@ -175,15 +173,14 @@ pub fn set_status(fd: i32, status: i32) {
     changed.word.store(word & !(APPENDS | DIRECT) | flags_of(status) & (APPENDS | DIRECT), Ordering::Release);
 }
 
+/// The flags of records about a file, for the flags of its descriptor.
+pub const fn record_flags(flags: u64) -> u8 {
+    if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 }
+}
+
 /// The entry's flags for the status flags of open(2) and F_GETFL.
 pub const fn flags_of(status: i32) -> u64 {
-    (if status & libc::O_APPEND != 0 { APPENDS } else { 0 })
-        | (if status & libc::O_DIRECT != 0 { DIRECT } else { 0 })
-        | (if status & libc::O_ACCMODE == libc::O_RDWR || status & libc::O_ACCMODE == libc::O_RDONLY {
-            READS
-        } else {
-            0
-        })
+    (if status & libc::O_APPEND != 0 { APPENDS } else { 0 }) | (if status & libc::O_DIRECT != 0 { DIRECT } else { 0 })
 }
 
 /// `to` has become another number for what `from` stands for.

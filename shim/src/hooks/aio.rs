@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use journal::Ring;
 use journal::locks::StripeIndex;
 use journal::mappings::{MarkView, Write};
-use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, Kind};
+use journal::record::{DATA_BYTES_MAX, Kind};
 use journal::sys::process_id;
 
-use crate::descriptors::{APPENDS, BLOCKS, DIRECT, MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::{APPENDS, BLOCKS, DIRECT, Verdict};
 use crate::operation::{Draft, Operation, lose};
 use crate::readable::is_readable;
 use crate::state;
@@ -130,7 +130,7 @@ fn describe(ring: &Ring, context: u64, pointer: *const *const u8) -> Option<Writ
         key: address as u64,
         context,
         fd: block.fd,
-        flags: if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 },
+        flags: crate::descriptors::record_flags(flags),
     };
     if flags & APPENDS != 0 || block.rw_flags & RWF_APPEND != 0 {
         // Somewhere behind what is there now.

@@ -4,11 +4,10 @@
 use core::ffi::c_char;
 
 use journal::record::{
-    ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FLAG_MAYBE_OUTSIDE, FileId, Header, Kind,
-    pack_owner,
+    ATTRIBUTE_ATIME, ATTRIBUTE_MODE, ATTRIBUTE_MTIME, ATTRIBUTE_OWNER, FileId, Header, Kind, pack_owner,
 };
 
-use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::Verdict;
 use crate::operation::{Draft, Operation, conclude};
 use crate::readable;
 use crate::state;
@@ -50,7 +49,7 @@ impl Subject {
                 let Some(ring) = state::ring() else { return plain() };
                 if let Verdict::File(file, flags) = identify::descriptor(ring, fd) {
                     let Some(mut operation) = Operation::on_contents(ring) else { return plain() };
-                    let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+                    let maybe = crate::descriptors::record_flags(flags);
                     operation.lock_file(file, maybe);
                     return recorded(&operation, file, b"", maybe);
                 }

@@ -5,9 +5,9 @@
 #![allow(unsafe_code)]
 
 use journal::locks::StripeIndex;
-use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FileId, Kind};
+use journal::record::{DATA_BYTES_MAX, FileId, Kind};
 
-use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::Verdict;
 use crate::operation::{Draft, Operation, conclude};
 use crate::readable;
 use crate::state;
@@ -151,7 +151,7 @@ fn transfer(
     });
     operation.lock(&mut [StripeIndex::of_file(file), StripeIndex::of_file(source.unwrap_or(file))]);
     let room = bytes.min(origin.map_or(DATA_BYTES_MAX, |origin| origin.bytes)).clamp(1, DATA_BYTES_MAX);
-    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let flags = crate::descriptors::record_flags(flags);
     let Some(start) = to_offset.get() else { return call(bytes) };
     let draft = Draft { file, a: start as u64, b: room as u64, flags, ..Draft::new(Kind::Write) };
     let Some(pending) = operation.prepare(&draft, room) else { return call(bytes) };
@@ -199,7 +199,7 @@ pub fn change_by_ioctl(fd: i32, offset: u64, bytes: u64, call: impl Fn() -> isiz
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let flags = crate::descriptors::record_flags(flags);
     operation.lock_file(file, flags);
     let pending = operation.intend(&Draft { file, a: offset, b: bytes, flags, ..Draft::new(Kind::Reread) }, 0);
     let result = call();

@@ -7,9 +7,9 @@
 
 use journal::Ring;
 use journal::mappings::{MappingState, Range};
-use journal::record::{FLAG_MAYBE_OUTSIDE, FileId};
+use journal::record::FileId;
 
-use crate::descriptors::{self, MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::{self, Verdict};
 use crate::mapped::{self, Mapped, Table, any};
 use crate::state;
 use crate::stores::{
@@ -65,7 +65,7 @@ fn enter(ring: &Ring, fd: i32, bytes: usize, offset: i64) -> Option<(&'static Ta
         return None;
     }
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return None };
-    let flags = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let flags = crate::descriptors::record_flags(flags);
     let bytes = bytes.checked_next_multiple_of(page_bytes()).filter(|bytes| *bytes > 0 && offset >= 0)?;
     let range = Range { file, address: 0, bytes: bytes as u64, offset: offset as u64, flags };
     add(ring, &range)

@@ -380,7 +380,7 @@ fn after_open(ring: &Ring, request: Request, result: isize) -> isize {
     {
         // It came by a way on which it was emptied unseen (a magic link, a race with a program that isn't wrapped).
         if let Some(operation) = Operation::on_contents(ring) {
-            let maybe = if flags & descriptors::MAYBE_OUTSIDE != 0 { journal::record::FLAG_MAYBE_OUTSIDE } else { 0 };
+            let maybe = crate::descriptors::record_flags(flags);
             operation.reread(file, 0, u64::MAX, maybe);
         }
     }

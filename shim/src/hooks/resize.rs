@@ -3,9 +3,9 @@
 
 use core::ffi::c_char;
 
-use journal::record::{FLAG_MAYBE_OUTSIDE, Kind};
+use journal::record::Kind;
 
-use crate::descriptors::{MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::Verdict;
 use crate::operation::{Draft, Operation, conclude};
 use crate::state;
 use crate::sys::{error, is_error, stat_descriptor, syscall};
@@ -20,7 +20,7 @@ pub fn ftruncate(fd: i32, size: i64) -> isize {
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let maybe = crate::descriptors::record_flags(flags);
     operation.lock_file(file, maybe);
     let pending = operation.intend(&Draft { file, a: size as u64, flags: maybe, ..Draft::new(Kind::Truncate) }, 0);
     let result = call();
@@ -50,7 +50,7 @@ pub fn fallocate(fd: i32, mode: i32, offset: i64, bytes: i64) -> isize {
     let Some(ring) = state::ring() else { return call() };
     let Verdict::File(file, flags) = identify::descriptor(ring, fd) else { return call() };
     let Some(mut operation) = Operation::on_contents(ring) else { return call() };
-    let maybe = if flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 };
+    let maybe = crate::descriptors::record_flags(flags);
     operation.lock_file(file, maybe);
     let draft = Draft {
         file,

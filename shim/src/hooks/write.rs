@@ -2,10 +2,10 @@
 #![allow(unsafe_code)]
 
 use journal::Ring;
-use journal::record::{DATA_BYTES_MAX, FLAG_MAYBE_OUTSIDE, FileId, Kind};
+use journal::record::{DATA_BYTES_MAX, FileId, Kind};
 use libc::iovec;
 
-use crate::descriptors::{self, APPENDS, DIRECT, MAYBE_OUTSIDE, Verdict};
+use crate::descriptors::{self, APPENDS, DIRECT, Verdict};
 use crate::operation::{Draft, Operation, Pending};
 use crate::readable;
 use crate::state;
@@ -155,7 +155,7 @@ struct Target {
 
 impl Target {
     const fn record_flags(self) -> u8 {
-        if self.flags & MAYBE_OUTSIDE != 0 { FLAG_MAYBE_OUTSIDE } else { 0 }
+        crate::descriptors::record_flags(self.flags)
     }
 }
 
@@ -277,8 +277,7 @@ fn is_other(ring: &Ring, target: Target) -> bool {
 fn reread_both(operation: &Operation<'_>, target: Target) {
     operation.reread(target.file, 0, u64::MAX, target.record_flags());
     if let Verdict::File(file, flags) = identify::descriptor(operation.ring, target.fd) {
-        let other = Target { file, flags, ..target };
-        operation.reread(file, 0, u64::MAX, other.record_flags());
+        operation.reread(file, 0, u64::MAX, crate::descriptors::record_flags(flags));
     }
 }
 
